@@ -1,0 +1,303 @@
+"""The integer graph: what the generated C computes, number by number.
+
+Maps are int8 in (h, w, c) order without a batch axis; a vector of n features is (1, 1, n). Every stored quantity has the
+dtype SPEC.md gives it. Arrays may not be written to (`frozen`). `oracle` runs such a graph; `store` keeps it in a file;
+`schedule`, `memory` and `views` turn it into C.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from kqgen.options import index_bits
+
+Array = npt.NDArray[Any]
+Int8 = npt.NDArray[np.int8]
+Pair = tuple[int, int]
+Padding = tuple[int, int, int, int]
+Rounding = Literal["half_up"]
+"""Names of requantisation rules (SPEC 3). Graphs imported from elsewhere may one day carry another; it would be added here."""
+
+
+def frozen(values: npt.ArrayLike, dtype: npt.DTypeLike) -> Array:
+    """A C-ordered copy of `values` in `dtype` that cannot be written to."""
+    out = np.array(values, dtype=dtype, order="C", copy=True)
+    out.setflags(write=False)
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class QTensor:
+    """An int8 map: real = scale * (q - zero_point).
+
+    Attributes:
+        name: of the node that makes it.
+        h, w, c: its size.
+        scale: > 0.
+        zero_point: -128..127.
+    """
+
+    name: str
+    h: int
+    w: int
+    c: int
+    scale: float
+    zero_point: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the map, one a value."""
+        return self.h * self.w * self.c
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IntCodebook:
+    """A kernel codebook with 6-bit values (SPEC 4.3).
+
+    Attributes:
+        name: C identifier.
+        values: (codewords, k_h, k_w) int8, each -31..31, sum of absolutes over a codeword <= 255.
+        sign: indices carry a sign bit: code c also serves as -c.
+    """
+
+    name: str
+    values: Int8
+    sign: bool
+
+    @property
+    def codewords(self) -> int:
+        """How many codewords are stored."""
+        return int(self.values.shape[0])
+
+    @property
+    def index_bits(self) -> int:
+        """Bits of one index into this codebook, sign included."""
+        return index_bits(self.codewords, self.sign)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of the packed table: 6 bits a value, rounded up to a whole byte."""
+        return -(-self.values.size * 6 // 8)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UniformWeights:
+    """Weights stored one by one.
+
+    Attributes:
+        bits: 8, 6 or 4.
+        values: (c_out, k_h, k_w, c_in) int8 within -(2**(bits-1)-1)..2**(bits-1)-1.
+    """
+
+    bits: int
+    values: Int8
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of the packed table (SPEC 4.4)."""
+        return -(-self.values.size * self.bits // 8)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KqWeights:
+    """Kernels stored as indices.
+
+    Attributes:
+        codebook: name of the `IntCodebook`.
+        index_bits: bits of one stored entry, as the codebook has it.
+        codes: (c_out, c_in) int16, the codeword of each kernel, 0..codewords-1.
+        negative: (c_out, c_in) bool, the kernel is minus that codeword.
+    """
+
+    codebook: str
+    index_bits: int
+    codes: npt.NDArray[np.int16]
+    negative: npt.NDArray[np.bool_]
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of the packed index table (SPEC 4.2)."""
+        return -(-self.codes.size * self.index_bits // 8)
+
+
+def effective_kernels(weights: KqWeights, codebook: IntCodebook) -> Int8:
+    """The kernels that indices stand for, (c_out, k_h, k_w, c_in) int8, sign applied."""
+    kernels = codebook.values[weights.codes]
+    signed = np.where(weights.negative[:, :, None, None], -kernels, kernels)
+    return np.ascontiguousarray(signed.transpose(0, 2, 3, 1)).astype(np.int8)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Requant:
+    """From an int32 accumulator to int8, one entry an output channel (SPEC 3.2).
+
+    Attributes:
+        bias: (c,) int32, added to the accumulator first; input zero points are folded in.
+        multiplier: (c,) int16, 0..32767.
+        shift: (c,) uint8, 1..22.
+        acc_shift: 0..15, the accumulator's left shift, the same for all channels.
+    """
+
+    bias: npt.NDArray[np.int32]
+    multiplier: npt.NDArray[np.int16]
+    shift: npt.NDArray[np.uint8]
+    acc_shift: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IntNode:
+    """What all integer nodes share.
+
+    Attributes:
+        name: C identifier, also the output tensor's name.
+        path: PyTorch module path; "" for the model's forward().
+        sources: paths of all modules folded in.
+        inputs: names of the tensors read.
+        output: the tensor made.
+        lo, hi: clamp of the result, -128 <= lo <= hi <= 127.
+    """
+
+    name: str
+    path: str
+    sources: tuple[str, ...]
+    inputs: tuple[str, ...]
+    output: QTensor
+    lo: int
+    hi: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IntConv2d(IntNode):
+    """Convolution or fully connected layer (SPEC 5.1).
+
+    Attributes:
+        dense: a fully connected layer: the input counts as (1, 1, h*w*c), the kernel is 1x1.
+        in_shape: (h, w, c) as the kernel reads it (for dense: (1, 1, n)).
+        kernel, stride: (rows, columns).
+        padding: (top, bottom, left, right).
+        pad_values: (c_in,) int8, what a padded position reads.
+        weights: how they are stored.
+        requant: per output channel.
+        weight_scale: (c_out,) float32, real weight = weight_scale * stored integer; for reports only.
+        reason: why the weights are stored so, for reports.
+    """
+
+    dense: bool
+    in_shape: tuple[int, int, int]
+    kernel: Pair
+    stride: Pair
+    padding: Padding
+    pad_values: Int8
+    weights: UniformWeights | KqWeights
+    requant: Requant
+    weight_scale: npt.NDArray[np.float32]
+    reason: str
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one run, padded taps counted."""
+        return self.output.size_bytes * self.kernel[0] * self.kernel[1] * self.in_shape[2]
+
+    @property
+    def weight_count(self) -> int:
+        """Weights of the layer, before compression."""
+        return self.output.c * self.kernel[0] * self.kernel[1] * self.in_shape[2]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IntAdd(IntNode):
+    """Sum of two maps (SPEC 5.2): clamp((a * multiplier_a + b * multiplier_b + bias) >> shift)."""
+
+    multiplier_a: int
+    multiplier_b: int
+    bias: int
+    shift: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IntAvgPool(IntNode):
+    """Mean over a window (SPEC 5.3); `pad_value` is the input's zero point; one requantisation for all channels."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Padding
+    pad_value: int
+    bias: int
+    multiplier: int
+    shift: int
+    acc_shift: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IntMaxPool(IntNode):
+    """Maximum over a window (SPEC 5.4); padded positions never win; quantisation is the input's."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Padding
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IntClamp(IntNode):
+    """Clamp to lo..hi in the input's quantisation (SPEC 5.5)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IntSlicePad(IntNode):
+    """Every step-th row and column, zero channels around (SPEC 5.6); quantisation is the input's, `pad_value` its zero point."""
+
+    start: Pair
+    step: Pair
+    c_before: int
+    c_after: int
+    pad_value: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IntGraph:
+    """A whole network in integers.
+
+    Attributes:
+        name: C identifier.
+        inputs: tensors the caller gives, in order.
+        nodes: execution order.
+        outputs: names of the tensors the caller gets, in order; each is made by a node.
+        flattened: outputs that PyTorch delivers as vectors in (c, h, w) order.
+        codebooks: in order of first use.
+        rounding: the one requantisation rule of this graph.
+        compression: "kq" or "int8", as asked for.
+    """
+
+    name: str
+    inputs: tuple[QTensor, ...]
+    nodes: tuple[IntNode, ...]
+    outputs: tuple[str, ...]
+    flattened: frozenset[str]
+    codebooks: tuple[IntCodebook, ...]
+    rounding: Rounding = "half_up"
+    compression: str = "kq"
+
+    def tensor(self, name: str) -> QTensor:
+        """The tensor called `name`; KeyError if there is none."""
+        for tensor in (*self.inputs, *(node.output for node in self.nodes)):
+            if tensor.name == name:
+                return tensor
+        raise KeyError(name)
+
+    def codebook(self, name: str) -> IntCodebook:
+        """The codebook called `name`; KeyError if there is none."""
+        for codebook in self.codebooks:
+            if codebook.name == name:
+                return codebook
+        raise KeyError(name)
+
+    def weights(self, conv: IntConv2d) -> Int8:
+        """The effective integer weights of a layer, (c_out, k_h, k_w, c_in) int8, codebook looked up and sign applied."""
+        stored = conv.weights
+        if isinstance(stored, UniformWeights):
+            return stored.values
+        return effective_kernels(stored, self.codebook(stored.codebook))

@@ -1,0 +1,88 @@
+"""What a user may choose about compression: frozen, checked on construction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from kqgen.errors import InputError
+
+Scope = Literal["layer", "network"]
+Weights = Literal["kq", "int8"]
+
+MAX_INDEX_BITS = 12
+UNIFORM_BITS = (8, 6, 4)
+
+
+def index_bits(codewords: int, sign: bool) -> int:
+    """Bits of one stored index: ceil(log2 codewords) plus one for the sign, at least 1 (SPEC 4.2)."""
+    return max(1, (codewords - 1).bit_length() + int(sign))
+
+
+@dataclass(frozen=True, slots=True)
+class Codebook:
+    """How kernels are indexed.
+
+    Attributes:
+        scope: `layer` gives every layer its own codebook (the paper's way), `network` one for all layers of a kernel shape.
+        codewords: stored codewords K; the index takes ceil(log2 K) bits, plus one when `sign` is set, 12 at most.
+        sign: each codeword c also serves as -c, chosen by the index's top bit.
+
+    Raises:
+        InputError: K below 1, or an index wider than 12 bits.
+    """
+
+    scope: Scope = "network"
+    codewords: int = 256
+    sign: bool = True
+
+    def __post_init__(self) -> None:
+        if self.scope not in ("layer", "network"):
+            raise InputError(
+                f"unknown codebook scope {self.scope!r}", wanted="layer or network", do="choose one with --codebook"
+            )
+        if self.codewords < 1 or index_bits(self.codewords, self.sign) > MAX_INDEX_BITS:
+            limit = 2 ** (MAX_INDEX_BITS - int(self.sign))
+            raise InputError(
+                f"a codebook of {self.codewords} codewords cannot be indexed",
+                found=f"{self.codewords} codewords {'with' if self.sign else 'without'} a sign bit",
+                wanted=f"1 to {limit} codewords (an index has at most {MAX_INDEX_BITS} bits, its sign included)",
+                do="choose another --codewords",
+            )
+
+    @property
+    def index_bits(self) -> int:
+        """Bits of one stored index."""
+        return index_bits(self.codewords, self.sign)
+
+
+@dataclass(frozen=True, slots=True)
+class Compression:
+    """Everything that decides the stored weights.
+
+    Attributes:
+        weights: `kq` indexes convolution kernels, `int8` stores every weight in 8 bits (the control).
+        codebook: the codebook's form, used when weights is `kq`.
+        keep: (layer, bits) pairs: this layer is stored uniformly in 8, 6 or 4 bits whatever else holds. A layer is named by
+            its PyTorch module path or by its node name.
+        seed: of the clustering; the same seed gives the same bytes.
+
+    Raises:
+        InputError: a width that is not 8, 6 or 4, or an unknown kind of weights.
+    """
+
+    weights: Weights = "kq"
+    codebook: Codebook = field(default_factory=Codebook)
+    keep: tuple[tuple[str, int], ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.weights not in ("kq", "int8"):
+            raise InputError(f"unknown kind of weights {self.weights!r}", wanted="kq or int8", do="choose one with --weights")
+        for layer, bits in self.keep:
+            if bits not in UNIFORM_BITS:
+                raise InputError(
+                    f"layer {layer} cannot be kept at {bits} bits",
+                    wanted="8, 6 or 4 bits",
+                    do=f"write --keep {layer}=8",
+                )
