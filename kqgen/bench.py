@@ -1,0 +1,81 @@
+"""Speed, counted and modelled: one run of the network on an emulated core (bench.json)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kqgen.cycles import CycleModel, wait_state_cycles
+from kqgen.emulate import run_unicorn
+from kqgen.errors import InternalError
+from kqgen.image import Image
+from kqgen.intgraph import IntConv2d
+from kqgen.plan import Plan
+from kqgen.thumb import Program
+
+
+@dataclass(frozen=True, slots=True)
+class LayerBench:
+    """One layer: exact instructions, modelled cycles without wait states, multiply-accumulates."""
+
+    name: str
+    instructions: int
+    cycles_modelled: int
+    macs: int
+
+
+@dataclass(frozen=True, slots=True)
+class BenchReport:
+    """Instruction counts are exact and repeat everywhere; cycles are a model (docs/DESIGN.md says how far to trust it).
+
+    Attributes:
+        core: short name.
+        toolchain: compiler and version.
+        instructions: of one run.
+        cycles_modelled: with zero wait states.
+        cycles_with_wait_states: with the board's flash wait states, no cache.
+        stack_bytes: high-water mark of the run.
+        layers: in execution order.
+    """
+
+    core: str
+    toolchain: str
+    instructions: int
+    cycles_modelled: int
+    cycles_with_wait_states: int
+    stack_bytes: int
+    layers: tuple[LayerBench, ...]
+
+
+def bench(plan: Plan, image: Image, inputs: bytes) -> BenchReport:
+    """Runs one input on `image` and counts.
+
+    Args:
+        plan: what the image was made from.
+        image: a build without taps.
+        inputs: the bytes of all input tensors.
+
+    Raises:
+        ToolchainError: the emulator is missing, has no such core, or the run faulted.
+    """
+    run = run_unicorn(image, [inputs], profile=True, flash_reads=True)
+    if run.profile is None or run.stack_bytes is None or len(run.profile) != len(plan.steps):
+        raise InternalError(f"the emulator counted {len(run.profile or ())} layers where the plan has {len(plan.steps)}")
+    program = Program.of_elf(image.elf)
+    model = CycleModel(image.board.core.name)
+    layers: list[LayerBench] = []
+    waiting = 0
+    for node, profile in zip(plan.graph.nodes, run.profile, strict=True):
+        cycles = model.cycles(program, profile.blocks)
+        waiting += wait_state_cycles(profile, image.board.flash, image.board.flash_wait_states)
+        macs = node.macs if isinstance(node, IntConv2d) else 0
+        layers.append(LayerBench(node.path or node.name, profile.instructions, cycles, macs))
+    total = sum(layer.cycles_modelled for layer in layers)
+    return BenchReport(
+        core=image.board.core.name,
+        toolchain=image.toolchain.title,
+        instructions=sum(layer.instructions for layer in layers),
+        cycles_modelled=total,
+        cycles_with_wait_states=total + waiting,
+        stack_bytes=run.stack_bytes,
+        layers=tuple(layers),
+    )

@@ -1,0 +1,66 @@
+"""Comparing what two targets computed: the first element that differs, and how far integers are from float PyTorch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from kqgen.intgraph import Int8
+
+
+@dataclass(frozen=True, slots=True)
+class FirstDifference:
+    """Where two targets first differ.
+
+    Attributes:
+        input: number of the image.
+        layer: PyTorch module path of the layer, or the node's name where it has none.
+        index: (y, x, c) inside the layer's output.
+        expected, found: the int8 values.
+    """
+
+    input: int
+    layer: str
+    index: tuple[int, ...]
+    expected: int
+    found: int
+
+
+def first_difference(layer: str, image: int, expected: Int8, found: Int8) -> FirstDifference | None:
+    """The first differing element of one layer's output in row-major order; None when equal.
+
+    Shapes: expected and found (h, w, c) int8.
+    """
+    different = np.argwhere(expected != found)
+    if not len(different):
+        return None
+    index = tuple(int(value) for value in different[0])
+    return FirstDifference(image, layer, index, int(expected[index]), int(found[index]))
+
+
+@dataclass(frozen=True, slots=True)
+class FloatAgreement:
+    """How far the integers are from float PyTorch.
+
+    Attributes:
+        sqnr_db: signal to quantisation noise over all outputs; None when there is no noise or no signal.
+        argmax_agreement: share of images whose largest output is the same; None for outputs of one value.
+    """
+
+    sqnr_db: float | None
+    argmax_agreement: float | None
+
+
+def float_agreement(expected: Sequence[npt.NDArray[np.float32]], found: Sequence[npt.NDArray[np.float32]]) -> FloatAgreement:
+    """Float outputs against dequantised ones; each (N, ...), the first output decides the argmax."""
+    signal = sum(float(np.square(values.astype(np.float64)).sum()) for values in expected)
+    pairs = list(zip(expected, found, strict=True))
+    noise = sum(float(np.square(a.astype(np.float64) - b.reshape(a.shape).astype(np.float64)).sum()) for a, b in pairs)
+    sqnr_db = 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None
+    scores, integers = (values.reshape(len(values), -1) for values in pairs[0])
+    same = float(np.mean(scores.argmax(axis=1) == integers.argmax(axis=1))) if scores.shape[1] > 1 else None
+    return FloatAgreement(sqnr_db, same)

@@ -1,0 +1,100 @@
+"""A compiled network as a Python object: the host's C called on numpy arrays, beside its integer reference."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kqgen import oracle
+from kqgen.errors import InputError
+from kqgen.firmware import Firmware, open_firmware
+from kqgen.hostlib import HostLibrary, build_library
+from kqgen.intgraph import Int8, QTensor
+from kqgen.verify import reference_outputs
+
+Arrays = npt.NDArray[Any] | tuple[npt.NDArray[Any], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Net:
+    """The host library of an output folder. Several inputs are given, and several outputs returned, as tuples.
+
+    Attributes:
+        firmware: the folder it was built from.
+        library: its C, compiled for this computer.
+    """
+
+    firmware: Firmware
+    library: HostLibrary
+
+    def __call__(self, *images: npt.NDArray[Any]) -> Arrays:
+        """Real values in, real values out, by the C in between.
+
+        Shapes: images (N, c, h, w) or (N, n), float32 or uint8, as the PyTorch model takes them; results float32, (N, c, h, w), or
+            (N, n) where the output is a vector.
+
+        Raises:
+            InputError: another number of inputs, shape or dtype.
+        """
+        graph = self.firmware.graph
+        if len(images) != len(graph.inputs):
+            raise InputError(f"{graph.name} has {len(graph.inputs)} inputs", found=f"{len(images)} arrays")
+        codes = tuple(_codes(tensor, image) for tensor, image in zip(graph.inputs, images, strict=True))
+        outputs = self.library.run(codes)
+        return _single(
+            tuple(
+                _real(graph.tensor(name), output, name in graph.flattened) for name, output in zip(graph.outputs, outputs, strict=True)
+            )
+        )
+
+    def run(self, *codes: Int8) -> Arrays:
+        """The C alone: int8 (N, h, w, c) in, int8 (N, h, w, c) out."""
+        return _single(self.library.run(codes))
+
+    def reference(self, *codes: Int8) -> Arrays:
+        """The same by the integer reference."""
+        return _single(reference_outputs(self.firmware.graph, codes))
+
+    @property
+    def report(self) -> Mapping[str, Any]:
+        """report.json of the folder."""
+        return self.firmware.read_report()
+
+
+def load(folder: str | Path) -> Net:
+    """The network in an output folder, compiled for this computer and ready to be called.
+
+    Raises:
+        InputError: not a folder that kqgen wrote. ToolchainError: no C compiler on this computer.
+    """
+    firmware = open_firmware(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="kqgen-") as scratch:
+        return Net(firmware, build_library(firmware.folder, firmware.graph, cache_dir=Path(scratch)))
+
+
+def _single(arrays: tuple[npt.NDArray[Any], ...]) -> Arrays:
+    return arrays[0] if len(arrays) == 1 else arrays
+
+
+def _codes(tensor: QTensor, image: npt.NDArray[Any]) -> Int8:
+    wanted = (tensor.c, tensor.h, tensor.w)
+    vector = tensor.h == tensor.w == 1
+    if image.dtype not in (np.float32, np.uint8) or not (image.shape[1:] == wanted or (vector and image.shape[1:] == (tensor.c,))):
+        raise InputError(
+            f"input {tensor.name} has the wrong form",
+            found=f"{image.dtype} {image.shape}",
+            wanted=f"float32 or uint8 (N, {', '.join(str(side) for side in wanted)})",
+        )
+    planes = oracle.quantise(tensor, image.reshape(-1, *wanted))
+    return np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
+
+
+def _real(tensor: QTensor, codes: Int8, flattened: bool) -> npt.NDArray[np.float32]:
+    planes = np.ascontiguousarray(oracle.dequantise(tensor, codes).transpose(0, 3, 1, 2))
+    return planes.reshape(len(planes), -1) if flattened or tensor.h == tensor.w == 1 else planes

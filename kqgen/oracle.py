@@ -1,0 +1,136 @@
+"""The integer reference: runs an integer graph in PyTorch, exactly. It is the meaning of the generated C (SPEC 5).
+
+Convolutions are done on floating-point numbers that hold integers: every partial sum is an integer below 2^24 (float32) or
+2^53 (float64), so the sum is exact in any order. Requantisation is `fixed`, in int64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from kqgen import fixed
+from kqgen.errors import InputError, InternalError
+from kqgen.intgraph import (
+    Int8,
+    IntAdd,
+    IntAvgPool,
+    IntClamp,
+    IntConv2d,
+    IntGraph,
+    IntMaxPool,
+    IntNode,
+    IntSlicePad,
+    QTensor,
+)
+
+FLOAT32_EXACT = 2**24
+
+
+def quantise(tensor: QTensor, real: np.ndarray) -> Int8:
+    """Real values in `tensor`'s int8 codes, halves up, clamped. Any shape.
+
+    Source: SPEC 1.2.
+    """
+    codes = np.floor(np.asarray(real, np.float64) / tensor.scale + 0.5) + tensor.zero_point
+    return np.clip(codes, -128, 127).astype(np.int8)
+
+
+def dequantise(tensor: QTensor, codes: Int8) -> np.ndarray:
+    """The float32 real values that `codes` stand for (SPEC 1.2)."""
+    return ((codes.astype(np.float64) - tensor.zero_point) * tensor.scale).astype(np.float32)
+
+
+def run(graph: IntGraph, inputs: Mapping[str, Int8]) -> dict[str, Int8]:
+    """Every tensor of the graph for a batch of inputs.
+
+    Shapes: inputs and results (N, h, w, c) int8.
+
+    Raises:
+        InputError: an input is missing or has another shape or dtype.
+    """
+    tensors: dict[str, Int8] = {}
+    for spec in graph.inputs:
+        if spec.name not in inputs:
+            raise InputError(f"input {spec.name} is missing", found=", ".join(inputs) or "nothing", wanted=spec.name)
+        given = inputs[spec.name]
+        if given.dtype != np.int8 or given.shape[1:] != (spec.h, spec.w, spec.c):
+            raise InputError(
+                f"input {spec.name} has the wrong form",
+                found=f"{given.dtype} {given.shape}",
+                wanted=f"int8 (N, {spec.h}, {spec.w}, {spec.c})",
+            )
+        tensors[spec.name] = given
+    for node in graph.nodes:
+        tensors[node.name] = _node(graph, node, [tensors[name] for name in node.inputs])
+    return tensors
+
+
+def _node(graph: IntGraph, node: IntNode, inputs: list[Int8]) -> Int8:
+    match node:
+        case IntConv2d():
+            return _conv(graph, node, inputs[0])
+        case IntAdd():
+            a, b = (value.astype(np.int32) for value in inputs)
+            total = (a * node.multiplier_a + b * node.multiplier_b + node.bias) >> node.shift
+            return np.clip(total, node.lo, node.hi).astype(np.int8)
+        case IntAvgPool():
+            return _avg_pool(node, inputs[0])
+        case IntMaxPool():
+            x = _window_input(inputs[0], node.padding, np.full(inputs[0].shape[3], -128, np.int8))
+            pooled = F.max_pool2d(x.to(torch.float32), node.kernel, node.stride)
+            return np.clip(_to_hwc(pooled), node.lo, node.hi).astype(np.int8)
+        case IntClamp():
+            return np.clip(inputs[0], node.lo, node.hi).astype(np.int8)
+        case IntSlicePad():
+            return _slice_pad(node, inputs[0])
+        case _:
+            raise InternalError(f"no integer meaning for {type(node).__name__} at {node.name}")
+
+
+def _window_input(x: Int8, padding: tuple[int, int, int, int], pad_values: Int8) -> torch.Tensor:
+    """(N, c, h + top + bottom, w + left + right) int8 with each channel padded by its own value."""
+    top, bottom, left, right = padding
+    n, h, w, c = x.shape
+    padded = np.empty((n, h + top + bottom, w + left + right, c), np.int8)
+    padded[...] = pad_values
+    padded[:, top : top + h, left : left + w, :] = x
+    return torch.from_numpy(padded).permute(0, 3, 1, 2)
+
+
+def _to_hwc(x: torch.Tensor) -> np.ndarray:
+    return np.ascontiguousarray(x.permute(0, 2, 3, 1).numpy())
+
+
+def _conv(graph: IntGraph, node: IntConv2d, x: Int8) -> Int8:
+    weights = graph.weights(node)
+    largest = int(np.abs(weights.astype(np.int64)).sum(axis=(1, 2, 3)).max()) * 128
+    dtype = torch.float32 if largest < FLOAT32_EXACT else torch.float64
+    padded = _window_input(x.reshape(len(x), *node.in_shape), node.padding, node.pad_values)
+    kernel = torch.from_numpy(weights).permute(0, 3, 1, 2).to(dtype)
+    # Fast float algorithms (Winograd) of the vendor library would round; the plain one sums products only.
+    with torch.backends.mkldnn.flags(enabled=False):
+        total = F.conv2d(padded.to(dtype), kernel, stride=node.stride)
+    requant = node.requant
+    acc = _to_hwc(total).astype(np.int64) + requant.bias
+    return fixed.requantise(
+        acc, requant.multiplier, requant.shift, requant.acc_shift, node.output.zero_point, node.lo, node.hi
+    )
+
+
+def _avg_pool(node: IntAvgPool, x: Int8) -> Int8:
+    padded = _window_input(x, node.padding, np.full(x.shape[3], node.pad_value, np.int8))
+    total = F.avg_pool2d(padded.to(torch.float64), node.kernel, node.stride, divisor_override=1)
+    acc = _to_hwc(total).astype(np.int64) + node.bias
+    return fixed.requantise(acc, node.multiplier, node.shift, node.acc_shift, node.output.zero_point, node.lo, node.hi)
+
+
+def _slice_pad(node: IntSlicePad, x: Int8) -> Int8:
+    out = np.full((len(x), node.output.h, node.output.w, node.output.c), node.pad_value, np.int8)
+    rows = slice(node.start[0], node.start[0] + (node.output.h - 1) * node.step[0] + 1, node.step[0])
+    columns = slice(node.start[1], node.start[1] + (node.output.w - 1) * node.step[1] + 1, node.step[1])
+    out[..., node.c_before : node.c_before + x.shape[3]] = x[:, rows, columns, :]
+    return np.clip(out, node.lo, node.hi).astype(np.int8)

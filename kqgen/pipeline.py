@@ -1,0 +1,280 @@
+"""The pipeline, top to bottom: what happens between a PyTorch module and a folder of proven C.
+
+    frontend   PyTorch            -> float graph
+    simplify   float graph        -> fewer nodes, the same meaning
+    calibrate  images             -> scale and zero point of every tensor
+    kq         kernels            -> indices, codebooks of 6-bit integers
+    lower      reals              -> integers, with proofs
+    schedule, memory              -> forms, arena
+    emit       plan               -> C
+    build      C                  -> image, measured sizes
+    report                        -> report.json
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+
+from kqgen import oracle, stack, store
+from kqgen import report as reports
+from kqgen.bench import BenchReport, bench
+from kqgen.board import Board, bench_board, load_board, load_core
+from kqgen.calibrate import calibrate
+from kqgen.compare import FloatAgreement, float_agreement
+from kqgen.emit import Golden, GoldenVector, Meta, SourceTree, emit
+from kqgen.fixed import crc32
+from kqgen.floatmodel import float_outputs
+from kqgen.firmware import BOARD_FILE, FLOAT_SUFFIX, GRAPH_SUFFIX, Firmware, check_replaceable, json_bytes, make_plan, model_api, publish
+from kqgen.frontend import export_module, import_exported
+from kqgen.image import Image, build_image
+from kqgen.intgraph import IntGraph
+from kqgen.ir import Graph, Input
+from kqgen.kq import quantise
+from kqgen.loading import load_model
+from kqgen.lower import lower
+from kqgen.options import Codebook, Compression, Weights
+from kqgen.plan import Plan
+from kqgen.pt2 import load_pt2, save_pt2
+from kqgen.report import Measured, Report
+from kqgen.samples import Samples, read_samples
+from kqgen.simplify import simplify
+from kqgen.targets import ToolchainName, join_inputs, make_targets
+from kqgen.toolchain import find_toolchain
+from kqgen.verify import Tensors, VerifyReport, reference_outputs, summarise, verify_target
+
+GOLDEN_VECTORS = 1
+FLOAT_INPUTS = 256
+"""Inputs on which integers are compared with float PyTorch, at most: a ratio of energies settles long before."""
+
+Tell = Callable[[str, float], None]
+
+
+def _silent(label: str, fraction: float) -> None:
+    del label, fraction
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Compiled:
+    """Everything a compilation made.
+
+    Attributes:
+        program: the float model.
+        plan: integer graph, forms and places.
+        board: what it was compiled for.
+        tree: the generated text files.
+        report: sizes and bits; measured figures are None when nothing was built.
+        warnings: sentences for the user.
+        folder: where it was written, None when it was not.
+    """
+
+    program: ExportedProgram
+    plan: Plan
+    board: Board
+    tree: SourceTree
+    report: Report
+    warnings: tuple[str, ...]
+    folder: Path | None
+
+
+def compile(  # noqa: A001 - what users call it
+    module: torch.nn.Module,
+    example_inputs: Sequence[torch.Tensor],
+    *,
+    calibration: object,
+    board: str | Path | Board,
+    codebook: Codebook | None = None,
+    weights: Weights = "kq",
+    keep: Sequence[tuple[str, int]] = (),
+    seed: int = 0,
+    name: str = "model",
+    out: str | Path | None = None,
+    build: bool = True,
+    toolchain: ToolchainName = None,
+    tell: Tell = _silent,
+) -> Compiled:
+    """Compiles a PyTorch module to C for a board.
+
+    Args:
+        module: any torch.nn.Module that torch.export follows; it is not changed.
+        example_inputs: one tensor an input, (N, C, H, W) or (N, n); values do not matter.
+        calibration: path of an .npz, an array, or an iterable of batches, as the module takes them.
+        board: name, path of a board file, or a Board.
+        codebook, weights, keep, seed: see `Compression`.
+        name: C identifier of the network.
+        out: folder to write; None keeps the result in memory and builds nothing.
+        build: False writes sources only.
+        toolchain: "gcc", "zig", or None for the first found.
+        tell: progress, called with a label and the fraction done.
+
+    Raises:
+        KqgenError: see kqgen.errors; nothing has been written then.
+    """
+    target = board if isinstance(board, Board) else load_board(board)
+    compression = Compression(weights, codebook or Codebook(), tuple(keep), seed)
+    tell("reading the model", 0.0)
+    program = export_module(module, example_inputs)
+    return _compile(program, name, calibration, target, compression, Path(out) if out is not None else None, build, toolchain, tell)
+
+
+def compile_file(
+    model: str, *, state: Path | None, calibration: Path, board: Board, compression: Compression, name: str | None, out: Path,
+    build: bool, toolchain: ToolchainName, tell: Tell = _silent, write_report: bool = True,
+) -> Compiled:  # fmt: skip
+    """Compiles a .pt2 file or package.module:factory; see `compile`."""
+    tell("reading the model", 0.0)
+    loaded = load_model(model, state=state, calibration=calibration)
+    return _compile(loaded.program, name or loaded.name, calibration, board, compression, out, build, toolchain, tell, write_report)
+
+
+def _compile(
+    program: ExportedProgram, name: str, calibration: object, board: Board, compression: Compression, out: Path | None, build: bool,
+    toolchain: ToolchainName, tell: Tell, write_report: bool = True,
+) -> Compiled:  # fmt: skip
+    if out is not None:
+        check_replaceable(out)
+    graph = simplify(import_exported(program, name))
+    samples = read_samples(calibration, graph)
+    integers, warnings = compress(graph, samples, compression, tell)
+    plan = make_plan(integers)
+    report = reports.build(plan, board, None)
+    reports.check_capacity(plan, board, report)
+    tell("generating C", 0.0)
+    tree = emit(plan, board, _golden(integers, samples), Meta(reports.GENERATOR, _options_text(compression)))
+    if out is None:
+        return Compiled(program, plan, board, tree, report, warnings, None)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as parent:
+        stage = Path(parent) / out.name
+        _write_sources(stage, tree, integers, board, program)
+        if build and not board.core.is_host:
+            tell("building", 0.3)
+            report, image = build_report(stage, plan, board, toolchain, Path(parent) / "build")
+            reports.check_capacity(plan, board, report)
+            shutil.copyfile(image.path, stage / f"{integers.name}.elf")
+        if write_report:
+            (stage / "report.json").write_bytes(json_bytes(reports.document(report)))
+        publish(stage, out)
+    return Compiled(program, plan, board, tree, report, warnings, out)
+
+
+def compress(graph: Graph, samples: Samples, compression: Compression, tell: Tell = _silent) -> tuple[IntGraph, tuple[str, ...]]:
+    """The integer graph of a simplified float graph, and warnings for the user."""
+    tell("calibrating", 0.0)
+    ranges = calibrate(graph, samples, lambda fraction: tell("calibrating", fraction))
+    quantised = quantise(graph, compression, samples, ranges, tell)
+    tell("lowering to integers", 0.0)
+    return lower(graph, ranges, quantised, compression.weights), quantised.warnings
+
+
+def _golden(graph: IntGraph, samples: Samples) -> Golden:
+    """Vectors for the self-test, the first calibration images as the integer reference computes them."""
+    inputs = quantised_inputs(graph, samples, GOLDEN_VECTORS)
+    tensors = oracle.run(graph, {tensor.name: array for tensor, array in zip(graph.inputs, inputs, strict=True)})
+    return Golden(
+        tuple(
+            GoldenVector(
+                inputs=tuple(array[number].tobytes() for array in inputs),
+                outputs=tuple(tensors[name][number].tobytes() for name in graph.outputs),
+                step_crcs=tuple(crc32(tensors[node.name][number].tobytes()) for node in graph.nodes),
+            )
+            for number in range(len(inputs[0]))
+        )
+    )
+
+
+def quantised_inputs(graph: IntGraph, samples: Samples, limit: int | None = None) -> Tensors:
+    """The samples as the C takes them: per input (N, h, w, c) int8."""
+    return tuple(
+        np.ascontiguousarray(oracle.quantise(tensor, array[:limit]).reshape(-1, tensor.c, tensor.h, tensor.w).transpose(0, 2, 3, 1))
+        for tensor, array in zip(graph.inputs, samples.arrays, strict=True)
+    )
+
+
+def _options_text(compression: Compression) -> str:
+    """Every option that shaped the weights, in one line."""
+    book = compression.codebook
+    keep = " ".join(f"--keep {layer}={width}" for layer, width in compression.keep)
+    chosen = f"--codebook {book.scope} --codewords {book.codewords} {'--sign' if book.sign else '--no-sign'} --seed {compression.seed}"
+    return " ".join(part for part in (f"--weights {compression.weights}", chosen if compression.weights == "kq" else "", keep) if part)
+
+
+def _write_sources(stage: Path, tree: SourceTree, graph: IntGraph, board: Board, program: ExportedProgram) -> None:
+    for path, text in tree.files.items():
+        target = stage / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8", newline="\n")
+    (stage / f"{graph.name}{GRAPH_SUFFIX}").write_bytes(store.to_bytes(graph, {"board": board.name}))
+    save_pt2(program, stage / f"{graph.name}{FLOAT_SUFFIX}")
+    own_board = Path(board.where)
+    if own_board.is_file() and not board.is_known:
+        shutil.copyfile(own_board, stage / BOARD_FILE)
+
+
+def build_report(folder: Path, plan: Plan, board: Board, toolchain: ToolchainName, build_dir: Path) -> tuple[Report, Image]:
+    """Builds the image of an output folder's sources and reports what it takes."""
+    image = build_image(folder, model_api(plan.graph), board, find_toolchain(toolchain), build_dir)
+    bound = stack.worst_stack_of(image.elf, image.frames, image.api.run_function, board.core.name)
+    measured = Measured(image.toolchain.title, image.code_bytes, image.tables_bytes, bound.bytes)
+    return reports.build(plan, board, measured), image
+
+
+def verify_firmware(
+    firmware: Firmware, inputs: object, *, targets: Sequence[str] | None = None, limit: int | None = None,
+    toolchain: ToolchainName = None, tell: Tell = _silent,
+) -> VerifyReport:  # fmt: skip
+    """Compares integer reference, host C and emulated board on `inputs`, and integers with float PyTorch.
+
+    Args:
+        inputs: path of an .npz, an array, or an iterable of batches, as the float module takes them.
+        targets: of `host`, `unicorn`, `qemu`; default the host and the board's emulator.
+    """
+    graph = firmware.graph
+    samples = read_samples(inputs, _input_graph(graph), limit=limit)
+    codes = quantised_inputs(graph, samples)
+    expected = reference_outputs(graph, codes, lambda fraction: tell("integer reference", fraction))
+    results = []
+    with make_targets(firmware.folder, graph, firmware.api, firmware.board, list(targets) if targets else None, toolchain) as made:
+        for number, target in enumerate(made):
+            tell(f"running on {target.name}", number / len(made))
+            results.append(verify_target(graph, target, codes, expected))
+    tell("float PyTorch", 0.9)
+    return summarise(samples.count, expected, results, _float_agreement(firmware, samples, expected))
+
+
+def _input_graph(graph: IntGraph) -> Graph:
+    """The inputs of an integer graph as a float graph, which is what samples are checked against."""
+    return Graph(graph.name, tuple(Input(t.name, "", (), (t.c, t.h, t.w)) for t in graph.inputs), ())
+
+
+def _float_agreement(firmware: Firmware, samples: Samples, outputs: Tensors) -> FloatAgreement | None:
+    if firmware.float_model is None:
+        return None
+    count = min(samples.count, FLOAT_INPUTS)
+    expected = float_outputs(load_pt2(firmware.float_model), samples, count)
+    tensors = [firmware.graph.tensor(name) for name in firmware.graph.outputs]
+    found = [
+        oracle.dequantise(tensor, codes[:count]).transpose(0, 3, 1, 2).reshape(count, -1)
+        for tensor, codes in zip(tensors, outputs, strict=True)
+    ]
+    return float_agreement([values.reshape(count, -1) for values in expected], found)
+
+
+def bench_firmware(
+    firmware: Firmware, *, core: str | None = None, toolchain: ToolchainName = None, tell: Tell = _silent
+) -> BenchReport:
+    """Counts one run on the board's core, or on another core that the stored graph is rebuilt for."""
+    board = firmware.board if core in (None, firmware.board.core.name) else bench_board(load_core(str(core)))
+    zero = tuple(np.full((1, t.h, t.w, t.c), t.zero_point, np.int8) for t in firmware.graph.inputs)
+    with tempfile.TemporaryDirectory(prefix="kqgen-") as scratch:
+        tell("building", 0.2)
+        image = build_image(firmware.folder, firmware.api, board, find_toolchain(toolchain), Path(scratch))
+        tell("counting", 0.5)
+        return bench(firmware.plan, image, join_inputs(zero)[0])

@@ -1,0 +1,140 @@
+"""Keeps an integer graph in a file: `<model>.kqgen.safetensors` (SPEC 9.2).
+
+Arrays lie in the safetensors container under `<place>.<field>`; everything else is JSON in its metadata. The file is data
+only: reading it runs nothing, and every class it may name is listed here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from kqgen.errors import InputError
+from kqgen.intgraph import (
+    Array,
+    IntAdd,
+    IntAvgPool,
+    IntClamp,
+    IntCodebook,
+    IntConv2d,
+    IntGraph,
+    IntMaxPool,
+    IntNode,
+    IntSlicePad,
+    KqWeights,
+    QTensor,
+    Requant,
+    UniformWeights,
+)
+
+SCHEMA = 1
+METADATA_KEY = "kqgen"
+
+_CLASSES: Mapping[str, type] = {
+    cls.__name__: cls
+    for cls in (
+        IntGraph, IntConv2d, IntAdd, IntAvgPool, IntMaxPool, IntClamp, IntSlicePad, IntCodebook, KqWeights, UniformWeights, Requant, QTensor,
+    )
+}  # fmt: skip
+
+
+def to_bytes(graph: IntGraph, extra: Mapping[str, Any] | None = None) -> bytes:
+    """The file's bytes; the same graph gives the same bytes.
+
+    Args:
+        graph: to be kept.
+        extra: JSON values kept beside it (what the plan was made with).
+    """
+    arrays: dict[str, Array] = {}
+    document = {"schema": SCHEMA, "graph": _encode(graph, graph.name, arrays), "extra": dict(extra or {})}
+    metadata = {METADATA_KEY: json.dumps(document, sort_keys=True, allow_nan=False)}
+    return safetensors.numpy.save(arrays, metadata=metadata)
+
+
+def read(path: Path) -> tuple[IntGraph, Mapping[str, Any]]:
+    """The integer graph kept in `path`, and what was kept beside it.
+
+    Raises:
+        InputError: the file is missing, damaged, of another schema, or not one of ours.
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+        document = json.loads(metadata[METADATA_KEY])
+        if document["schema"] != SCHEMA:
+            raise InputError(f"{path.name} has another schema", found=str(document["schema"]), wanted=str(SCHEMA), do="compile the model again")
+        graph = _decode(IntGraph, document["graph"], arrays)
+    except InputError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        raise InputError(
+            f"{path.name} cannot be read as an integer graph",
+            found=f"{type(error).__name__}: {error}",
+            wanted="the .kqgen.safetensors that kqgen compile wrote",
+            do="compile the model again",
+        ) from error
+    if not isinstance(graph, IntGraph):
+        raise InputError(f"{path.name} holds no integer graph", do="compile the model again")
+    return graph, document["extra"]
+
+
+def _encode(value: Any, place: str, arrays: dict[str, Array]) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {
+            field.name: _encode(getattr(value, field.name), f"{_name_of(value, place)}.{field.name}", arrays)
+            for field in dataclasses.fields(value)
+        }
+        return {"type": type(value).__name__, **fields}
+    if isinstance(value, np.ndarray):
+        arrays[place] = np.ascontiguousarray(value)
+        return {"array": place}
+    if isinstance(value, tuple):
+        return [_encode(item, f"{place}.{number}", arrays) for number, item in enumerate(value)]
+    if isinstance(value, frozenset):
+        return sorted(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    return value
+
+
+def _name_of(value: Any, place: str) -> str:
+    """Nodes and codebooks go by their own name, so that keys stay short; parts go by their place."""
+    return value.name if isinstance(value, IntNode | IntCodebook) else place
+
+
+def _decode(expected: Any, value: Any, arrays: Mapping[str, Array]) -> Any:
+    origin = typing.get_origin(expected)
+    if isinstance(value, dict) and "array" in value:
+        array = arrays[value["array"]].copy()
+        array.setflags(write=False)
+        return array
+    if isinstance(value, dict) and "type" in value:
+        cls = _CLASSES[value["type"]]
+        hints = typing.get_type_hints(cls)
+        return cls(**{field.name: _decode(hints[field.name], value[field.name], arrays) for field in dataclasses.fields(cls)})
+    if origin is frozenset:
+        return frozenset(value)
+    if origin is tuple and isinstance(value, list):
+        inner = typing.get_args(expected)
+        if len(inner) == 2 and inner[1] is Ellipsis:
+            return tuple(_decode(inner[0], item, arrays) for item in value)
+        if len(inner) != len(value):
+            raise ValueError(f"{len(value)} entries where {len(inner)} belong")
+        return tuple(_decode(kind, item, arrays) for kind, item in zip(inner, value, strict=True))
+    allowed = typing.get_args(expected) if origin in (typing.Union, UnionType, typing.Literal) else (expected,)
+    if origin is typing.Literal:
+        if value not in allowed:
+            raise ValueError(f"{value!r} where one of {allowed} belongs")
+    elif not any(isinstance(kind, type) and isinstance(value, kind) for kind in allowed) and not (float in allowed and isinstance(value, int)):
+        raise ValueError(f"{value!r} where {expected} belongs")
+    return value
