@@ -1,0 +1,54 @@
+/* kqgen runtime: the operators that generated networks call (SPEC 5, 6, 8).
+ *
+ * Every function is re-entrant, allocates nothing and keeps no state. Pointers are not checked: the generated <model>_run does that
+ * once. `scratch` is aligned to 4 bytes and as large as SPEC 6.4 says for the form; its contents need not survive. Inputs, outputs,
+ * scratch and tables do not overlap, except that kq_add_s8 may write over a or b and kq_clamp_s8 over its input.
+ * Twins ending in _ref compute the same by the plainest loops; they take the same scratch.
+ */
+#ifndef KQ_H
+#define KQ_H
+
+#include "kq_status.h"
+#include "kq_types.h"
+
+#define KQ_RUNTIME_VERSION 1
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Convolution or fully connected layer by uniform weights: forms `direct` (8 bits) and `unpack` (6 and 4 bits). SPEC 5.1, 6.1. */
+void kq_conv2d_s8(const kq_conv2d *conv, const int8_t *input, int8_t *output, void *scratch);
+void kq_conv2d_s8_ref(const kq_conv2d *conv, const int8_t *input, int8_t *output, void *scratch);
+
+/* Convolution by lookup, kernels expanded for a tile of output channels. SPEC 5.1, 6.2. */
+void kq_conv2d_decode_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
+void kq_conv2d_decode_s8_ref(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
+
+/* Convolution by lookup, each codeword's dot product computed once for a tile of output pixels. SPEC 5.1, 6.3. */
+void kq_conv2d_reuse_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
+void kq_conv2d_reuse_s8_ref(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
+
+/* Sum of two maps in their own quantisations. SPEC 5.2. */
+void kq_add_s8(const kq_add *add, const int8_t *a, const int8_t *b, int8_t *output);
+
+/* Mean over windows, padded positions counted. SPEC 5.3. */
+void kq_avg_pool_s8(const kq_pool *pool, const int8_t *input, int8_t *output);
+
+/* Maximum over windows, padded positions left out. SPEC 5.4. */
+void kq_max_pool_s8(const kq_pool *pool, const int8_t *input, int8_t *output);
+
+/* Clamp. SPEC 5.5. */
+void kq_clamp_s8(const kq_clamp *clamp, const int8_t *input, int8_t *output);
+
+/* Strided slice with channels added. SPEC 5.6. */
+void kq_slice_pad_s8(const kq_slice_pad *slice, const int8_t *input, int8_t *output);
+
+/* CRC-32 as of zlib and Ethernet. SPEC 7.4. */
+uint32_t kq_crc32(const int8_t *data, uint32_t size_bytes);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,100 @@
+/* Two output pixels in one word (SPEC 6.2): one 32-bit multiply serves both.
+ *
+ * A tap of both pixels is packed as x0 + x1 * 2^16 mod 2^32. Weights are stored plus 32, as unsigned bytes 1..63. A channel's taps are
+ * followed by the word 2^15 - 32 * (sum of the taps), so that starting from it the sum over one kernel is
+ *     S = 2^15 + s0 + s1 * 2^16 mod 2^32,
+ * where s0 and s1 are the two pixels' dot products, -32640..32640 by SPEC 4.3. Hence 0 < 2^15 + s0 < 2^16, and S splits without a carry:
+ * s0 = S mod 2^16 - 2^15, s1 = floor(int32(S) / 2^16).
+ */
+#ifndef KQ_PACKED_H
+#define KQ_PACKED_H
+
+#include "kq_bits.h"
+#include "kq_fixed.h"
+#include "kq_types.h"
+
+#define KQ_WEIGHT_OFFSET 32u
+#define KQ_LANE_OFFSET 0x8000u
+#define KQ_CODEBOOK_BITS 6u
+
+/* The kernel of one codeword as bytes, each value (or minus it) plus 32: n values from entry `codeword * n` of the codebook. */
+static inline void kq_expand_codeword(const uint8_t *codebook, uint32_t codeword, uint32_t negative, uint8_t *kernel, uint32_t n)
+{
+    kq_bit_reader reader = kq_bits_at(codebook, codeword * n, KQ_CODEBOOK_BITS);
+    uint32_t t;
+    for (t = 0; t < n; ++t) {
+        /* Flipping the sign bit of a 6-bit number adds 32 to it. */
+        const uint32_t value = kq_bits_next(&reader, KQ_CODEBOOK_BITS) ^ KQ_WEIGHT_OFFSET;
+        kernel[t] = (uint8_t)(negative != 0 ? 2u * KQ_WEIGHT_OFFSET - value : value);
+    }
+}
+
+/* The word after a channel's n packed taps. */
+static inline void kq_close_taps(uint32_t *taps, uint32_t n)
+{
+    uint32_t total = 0;
+    uint32_t t;
+    for (t = 0; t < n; ++t) {
+        total += taps[t];
+    }
+    taps[n] = KQ_LANE_OFFSET - KQ_WEIGHT_OFFSET * total;
+}
+
+/* S of a 3x3 kernel; taps has 9 words and the closing one. */
+static inline uint32_t kq_packed_sum_9(const uint8_t *kernel, const uint32_t *taps)
+{
+    uint32_t sum = taps[9];
+    sum += kernel[0] * taps[0];
+    sum += kernel[1] * taps[1];
+    sum += kernel[2] * taps[2];
+    sum += kernel[3] * taps[3];
+    sum += kernel[4] * taps[4];
+    sum += kernel[5] * taps[5];
+    sum += kernel[6] * taps[6];
+    sum += kernel[7] * taps[7];
+    sum += kernel[8] * taps[8];
+    return sum;
+}
+
+/* S of a kernel of n taps; taps has n words and the closing one. */
+static inline uint32_t kq_packed_sum(const uint8_t *kernel, const uint32_t *taps, uint32_t n)
+{
+    uint32_t sum = taps[n];
+    uint32_t left = n;
+    while (left >= 4u) {
+        sum += kernel[0] * taps[0];
+        sum += kernel[1] * taps[1];
+        sum += kernel[2] * taps[2];
+        sum += kernel[3] * taps[3];
+        kernel += 4;
+        taps += 4;
+        left -= 4u;
+    }
+    while (left != 0) {
+        sum += *kernel * *taps;
+        ++kernel;
+        ++taps;
+        --left;
+    }
+    return sum;
+}
+
+/* s0 + 2^15 of a packed sum, 128..65408. */
+static inline uint32_t kq_lane0_plus(uint32_t sum)
+{
+    return sum & 0xFFFFu;
+}
+
+/* The signed number in the high half of a word, modulo 2^32; s1 of a packed sum. */
+static inline uint32_t kq_high_half(uint32_t word)
+{
+    return (uint32_t)kq_shift_down(kq_signed(word), 16);
+}
+
+/* The signed number in the low half of a word, modulo 2^32. */
+static inline uint32_t kq_low_half(uint32_t word)
+{
+    return (uint32_t)(int16_t)(word & 0xFFFFu);
+}
+
+#endif

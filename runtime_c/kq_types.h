@@ -1,0 +1,122 @@
+/* Parameters of the runtime's functions (SPEC 8): constant data that generated code points at.
+ *
+ * Layout on cores with 32-bit pointers is asserted below; fields stand in an order that leaves no hidden padding there.
+ */
+#ifndef KQ_TYPES_H
+#define KQ_TYPES_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Placement of functions and of constant tables, e.g. __attribute__((section(".itcm"))); nothing unless the user defines it. */
+#ifndef KQGEN_CODE
+#define KQGEN_CODE
+#endif
+#ifndef KQGEN_TABLE
+#define KQGEN_TABLE
+#endif
+
+#ifdef __cplusplus
+#define KQ_STATIC_ASSERT(condition, message) static_assert(condition, message)
+#else
+#define KQ_STATIC_ASSERT(condition, message) _Static_assert(condition, message)
+#endif
+
+/* A size holds where pointers have 32 bits; a host's pointers are wider. */
+#define KQ_ASSERT_SIZE(type, size_bytes) KQ_STATIC_ASSERT(sizeof(void *) != 4u || sizeof(type) == (size_bytes), #type " size")
+
+/* A window sliding over a map (SPEC 5): output (y, x) covers rows from y * stride_h - pad_top and columns from x * stride_w - pad_left.
+ * Maps are (row, column, channel), channel fastest, and below 2^31 bytes. Padding below and to the right follows from the output's size.
+ */
+typedef struct {
+    uint16_t h_in, w_in, c_in;
+    uint16_t h_out, w_out, c_out;
+    uint8_t k_h, k_w;
+    uint8_t stride_h, stride_w;
+    uint8_t pad_top, pad_left;
+    uint16_t tile; /* output channels (unpack, decode) or output pixels (reuse, even) at a time; 0 where nothing is tiled */
+} kq_window;
+KQ_ASSERT_SIZE(kq_window, 20u);
+
+/* From int32 accumulators to int8, one entry an output channel (SPEC 3.2). */
+typedef struct {
+    const int32_t *bias;
+    const int16_t *multiplier; /* 0..32767 */
+    const uint8_t *shift;      /* 1..22 */
+    uint8_t acc_shift;         /* 0..15 */
+    int8_t zero_point;
+    int8_t lo, hi; /* lo <= hi */
+} kq_requant;
+KQ_ASSERT_SIZE(kq_requant, 16u);
+
+/* Convolution by weights stored one by one (SPEC 4.4, 5.1). */
+typedef struct {
+    kq_window window;
+    kq_requant requant;
+    const int8_t *pad_values; /* c_in of them; NULL: every channel's is pad_value */
+    const uint8_t *weights;
+    int8_t pad_value;
+    uint8_t bits; /* 8, 6 or 4 */
+    uint8_t reserved[2];
+} kq_conv2d;
+KQ_ASSERT_SIZE(kq_conv2d, 48u);
+
+/* Convolution by kernels stored as indices into a codebook (SPEC 4.2, 4.3, 5.1). */
+typedef struct {
+    kq_window window;
+    kq_requant requant;
+    const int8_t *pad_values; /* c_in of them; NULL: every channel's is pad_value */
+    const uint8_t *indices;
+    const uint8_t *codebook;
+    uint16_t codewords;
+    uint8_t index_bits; /* 1..12, the sign bit counted */
+    uint8_t sign;       /* 1: the top bit of an index negates the codeword */
+    int8_t pad_value;
+    uint8_t reserved[3];
+} kq_conv2d_kq;
+KQ_ASSERT_SIZE(kq_conv2d_kq, 56u);
+
+/* Sum of two maps (SPEC 5.2). */
+typedef struct {
+    uint32_t count;
+    int32_t multiplier_a, multiplier_b, bias;
+    uint8_t shift; /* 1..20 */
+    int8_t lo, hi;
+    uint8_t reserved;
+} kq_add;
+KQ_ASSERT_SIZE(kq_add, 20u);
+
+/* Mean or maximum over windows (SPEC 5.3, 5.4); c_out is c_in. A maximum uses lo and hi alone of the fields after the window. */
+typedef struct {
+    kq_window window;
+    int32_t bias;
+    int16_t multiplier;
+    uint8_t shift;
+    uint8_t acc_shift;
+    int8_t zero_point;
+    int8_t lo, hi;
+    int8_t pad_value;
+} kq_pool;
+KQ_ASSERT_SIZE(kq_pool, 32u);
+
+/* Clamp of a map (SPEC 5.5). */
+typedef struct {
+    uint32_t count;
+    int8_t lo, hi;
+    uint8_t reserved[2];
+} kq_clamp;
+KQ_ASSERT_SIZE(kq_clamp, 8u);
+
+/* Every step-th row and column of a map, channels added before and behind (SPEC 5.6). */
+typedef struct {
+    uint16_t h_in, w_in, c_in;
+    uint16_t h_out, w_out, c_out;
+    uint8_t start_h, start_w;
+    uint8_t step_h, step_w;
+    uint16_t c_before;
+    int8_t pad_value;
+    uint8_t reserved;
+} kq_slice_pad;
+KQ_ASSERT_SIZE(kq_slice_pad, 20u);
+
+#endif
