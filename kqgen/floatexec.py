@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -73,23 +74,26 @@ def evaluate(node: Node, operands: list[torch.Tensor]) -> torch.Tensor:
         case Conv2d():
             if node.input_offset is not None:
                 x = x - _tensor(node.input_offset).reshape(1, -1, 1, 1)
-            out = F.conv2d(_pad(x, node.padding), _tensor(node.weight), _tensor(node.bias), node.stride)
-            return out.clamp(node.lo, node.hi)
+            top, bottom, left, right = node.padding
+            even = (top, left) == (bottom, right)
+            x = x if even else _pad(x, node.padding)
+            sides = (top, left) if even else (0, 0)
+            return _clamp(F.conv2d(x, _tensor(node.weight), _tensor(node.bias), node.stride, sides), node.lo, node.hi)
         case Linear():
             flat = F.linear(x.flatten(1), _tensor(node.weight), _tensor(node.bias))
             return flat.reshape(x.shape[0], -1, 1, 1)
         case ChannelAffine():
             return x * _tensor(node.scale).reshape(1, -1, 1, 1) + _tensor(node.offset).reshape(1, -1, 1, 1)
         case Clamp():
-            return x.clamp(node.lo, node.hi)
+            return _clamp(x, node.lo, node.hi)
         case Add():
-            return (operands[0] + operands[1]).clamp(node.lo, node.hi)
+            return _clamp(operands[0] + operands[1], node.lo, node.hi)
         case Pad():
             return _pad(x, node.padding)
         case MaxPool():
             return F.max_pool2d(_pad(x, node.padding, float("-inf")), node.kernel, node.stride)
         case AvgPool():
-            return F.avg_pool2d(_pad(x, node.padding), node.kernel, node.stride).clamp(node.lo, node.hi)
+            return _clamp(F.avg_pool2d(_pad(x, node.padding), node.kernel, node.stride), node.lo, node.hi)
         case SlicePad():
             _, h, w = node.shape
             (top, left), (rows, columns) = node.start, node.step
@@ -113,6 +117,10 @@ def _checked(node: Input, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
 def _tensor(values: Float32) -> torch.Tensor:
     return torch.from_numpy(values.copy())
+
+
+def _clamp(x: torch.Tensor, lo: float, hi: float) -> torch.Tensor:
+    return x if math.isinf(lo) and math.isinf(hi) else x.clamp(lo, hi)
 
 
 def _pad(x: torch.Tensor, padding: Padding, value: float = 0.0) -> torch.Tensor:
