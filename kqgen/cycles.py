@@ -9,20 +9,22 @@ one core compare better than that, since most of the error cancels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
 
-from kqgen.blocks import BlockCount
+from kqgen.blocks import BlockCount, LayerProfile
+from kqgen.board import Region
 from kqgen.cycles_m0 import CortexM0
 from kqgen.cycles_m7 import CortexM7
 from kqgen.cycles_m33 import CortexM33
 from kqgen.cycles_m34 import CortexM34
-from kqgen.errors import InternalError
-from kqgen.thumb import Program, check_core, insn_size
+from kqgen.errors import InputError, InternalError
+from kqgen.thumb import Program
 from kqgen.thumb_insn import BlockExit, Insn
 
 
-class CycleModel(Protocol):
+class CoreTiming(Protocol):
     """A core's timing: the cost of a straight pass through a block, and of the jumps that leave it."""
 
     @property
@@ -36,81 +38,58 @@ class CycleModel(Protocol):
         """Cycles added by `taken` jumps out of the block in `executions` passes."""
 
 
-_MODELS: Mapping[str, CycleModel] = MappingProxyType({
+_TIMINGS: Mapping[str, CoreTiming] = MappingProxyType({
     "m0": CortexM0(plus=False), "m0p": CortexM0(plus=True), "m3": CortexM34(dsp=False), "m4": CortexM34(dsp=True),
     "m33": CortexM33(), "m7": CortexM7(), "m55": CortexM33()})
 
 
-def cycle_model(core: str) -> CycleModel:
-    """The timing of a core.
-
-    Raises InputError, listing the cores there are, for an unknown one.
-    """
-    return _MODELS[check_core(core)]
-
-
-def _destination(program: Program, jump: Insn) -> Insn | None:
-    return None if jump.target is None else program.at(jump.target)
-
-
-def _block_cycles(program: Program, block: BlockCount, model: CycleModel) -> int:
+def _block_cycles(program: Program, block: BlockCount, timing: CoreTiming) -> int:
     insns = program.block(block.pc, block.size_bytes)
     jump = insns[-1] if insns[-1].leaves_block else None
-    leaving = BlockExit(jump, insns[-2] if len(insns) > 1 else None, None if jump is None else _destination(program, jump))
-    one_pass = model.pass_cycles(insns)
+    destination = None if jump is None or jump.target is None else program.at(jump.target)
+    one_pass = timing.pass_cycles(insns)
     if block.taken > 0 and jump is not None and jump.target == block.pc:
         # A loop's pass begins while the one before still holds results: the second of two passes is the steady state.
-        one_pass = model.pass_cycles((*insns, *insns)) - one_pass
-    return block.executions * one_pass + model.exit_cycles(leaving, block.executions, block.taken)
+        one_pass = timing.pass_cycles((*insns, *insns)) - one_pass
+    leaving = BlockExit(jump, insns[-2] if len(insns) > 1 else None, destination)
+    return block.executions * one_pass + timing.exit_cycles(leaving, block.executions, block.taken)
 
 
-def modelled_cycles(program: Program, blocks: Sequence[BlockCount], core: str, misaligned_accesses: int = 0) -> int:
-    """Cycles `core` takes for the counted blocks, on memory without wait states.
+@dataclass(frozen=True, slots=True)
+class CycleModel:
+    """The timing of one core, on memory without wait states.
 
-    `core` need not be the one the program was built for, if it can run the code. `misaligned_accesses` are added at the core's price.
-    Raises InputError for an unknown core, InternalError for a block outside the program.
+    Attributes:
+        core: kqgen's short name of a Cortex-M core (board.Core.name).
+
+    Raises: InputError, listing the cores there are, for any other name.
     """
-    model = cycle_model(core)
-    return sum(_block_cycles(program, block, model) for block in blocks) + misaligned_accesses * model.cycles_per_misaligned
+
+    core: str
+
+    def __post_init__(self) -> None:
+        if self.core not in _TIMINGS:
+            raise InputError(
+                f"no cycle model of core {self.core!r}", found=self.core, wanted="one of " + ", ".join(_TIMINGS), do="choose one of these")
+
+    def cycles(self, program: Program, blocks: Sequence[BlockCount], misaligned_accesses: int = 0) -> int:
+        """Cycles the core takes for the counted blocks, which need not have been counted on the same core.
+
+        `misaligned_accesses` are added at the core's price. Raises InternalError for a block outside the program.
+        """
+        timing = _TIMINGS[self.core]
+        return sum(_block_cycles(program, block, timing) for block in blocks) + misaligned_accesses * timing.cycles_per_misaligned
 
 
-def wait_state_cycles(program: Program, blocks: Sequence[BlockCount], flash: range, *, flash_wait_states: int, flash_reads: int) -> int:
+def wait_state_cycles(profile: LayerProfile, flash: Region, flash_wait_states: int) -> int:
     """Cycles that flash wait states add when nothing but sequential prefetch hides them.
 
-    Each jump into flash and each data read of it costs `flash_wait_states`; `flash` is its address range, `flash_reads` the counted
-    data reads there (literal pools and tables). Pessimistic: no cache, no line or branch buffer. Not a bound: sequential fetches are
-    free only while a line of the prefetcher lasts longer than the wait. A jump out of a register is taken for one into flash
-    when the program has any code there.
+    Each jump out of a block in flash and each data read of flash (literal pools and tables) costs `flash_wait_states`.
+    Pessimistic: no cache, no line or branch buffer. Not a bound: sequential fetches are free only while a line of the
+    prefetcher lasts longer than the wait. Calls between flash and RAM are counted once there and back.
+    Raises InternalError for a profile without counted reads.
     """
-    if flash_wait_states < 0 or flash_reads < 0:
-        found = f"{flash_wait_states} wait states, {flash_reads} reads"
-        raise InternalError("wait states and flash reads are counts", found=found, wanted="0 or more")
-    code_in_flash = any(start in flash for start, _ in program.segments)
-    jumps = 0
-    for block in blocks:
-        last = program.block(block.pc, block.size_bytes)[-1]
-        if code_in_flash if last.target is None else last.target in flash:
-            jumps += block.taken
-    return flash_wait_states * (jumps + flash_reads)
-
-
-def instructions(program: Program, blocks: Sequence[BlockCount]) -> int:
-    """Instructions executed in the counted blocks, exactly; one that an IT block skips counts as one.
-
-    Only lengths are read, so it holds for instructions no decoder knows. Raises InternalError for a block outside the program or one
-    that ends inside an instruction.
-    """
-    return sum(block.executions * _instructions_in(program, block) for block in blocks)
-
-
-def _instructions_in(program: Program, block: BlockCount) -> int:
-    code = program.read(block.pc, block.size_bytes)
-    if code is None:
-        raise InternalError(f"block at {block.pc:#010x} is outside the program's code", found=f"{block.size_bytes} bytes there")
-    position = count = 0
-    while position < len(code):
-        position += insn_size(int.from_bytes(code[position:position + 2], "little"))
-        count += 1
-    if position != len(code):
-        raise InternalError(f"block at {block.pc:#010x} ends inside an instruction", found=f"{block.size_bytes} bytes")
-    return count
+    if profile.flash_reads is None:
+        raise InternalError("the run did not count its reads of flash", wanted="a profile made with flash reads")
+    jumps = sum(block.taken for block in profile.blocks if flash.origin <= block.pc < flash.end)
+    return flash_wait_states * (jumps + profile.flash_reads)

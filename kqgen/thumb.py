@@ -15,16 +15,16 @@ from typing import Any
 import capstone
 from capstone import arm_const
 
-from kqgen.errors import InputError, InternalError
+from kqgen.elf import Elf
+from kqgen.errors import InternalError
 from kqgen.thumb_insn import LR, PC, SP, Insn, Kind, names
 from kqgen.thumb_v81 import decode_v81
 
-__all__ = ["CORES", "LR", "PC", "SP", "Insn", "Kind", "Program", "disassemble", "insn_size"]
+__all__ = ["LR", "PC", "SP", "Insn", "Kind", "Program", "disassemble", "insn_size"]
 
-CORES = ("m0", "m0p", "m3", "m4", "m33", "m7", "m55")
-"""Cortex-M cores by the names the reports use."""
+_ARMV8_M = frozenset({16, 17, 21})
+_ARMV8_1_M = 21  # Tag_CPU_arch, Arm "ELF for the Arm Architecture" addenda, build attributes
 
-_ARMV8_CORES = frozenset({"m33", "m55"})
 _NONE: frozenset[int] = frozenset()
 _REGISTERS = {arm_const.ARM_REG_R0 + n: n for n in range(13)} | {
     arm_const.ARM_REG_SP: SP, arm_const.ARM_REG_LR: LR, arm_const.ARM_REG_PC: PC}
@@ -57,16 +57,6 @@ def _disassembler(armv8: bool) -> Any:
     engine = capstone.Cs(capstone.CS_ARCH_ARM, mode)
     engine.detail = True
     return engine
-
-
-def check_core(core: str) -> str:
-    """The core's name itself.
-
-    Raises InputError, listing the cores there are, for any other.
-    """
-    if core not in CORES:
-        raise InputError(f"unknown core {core!r}", found=core, wanted="one of " + ", ".join(CORES), do="name one of these cores")
-    return core
 
 
 def insn_size(first_halfword: int) -> int:
@@ -120,8 +110,10 @@ def _floating(raw: Any, plain: Insn) -> Insn:
     if load or store:
         stack = base in ("vpush", "vpop")
         pointer = frozenset({SP} if stack else {_REGISTERS[memory.base]} if memory is not None else core_registers[:1])
-        return replace(plain, kind=Kind.FP_LOAD if load else Kind.FP_STORE, count=_words(raw.operands), reads=pointer,
-                       writes=pointer if stack or raw.writeback else _NONE)
+        count = _words(raw.operands)
+        step = (4 if load else -4) * count if stack else None
+        return replace(plain, kind=Kind.FP_LOAD if load else Kind.FP_STORE, count=count, reads=pointer, memory_base=min(pointer),
+                       writes=pointer if stack or raw.writeback else _NONE, immediate=step)
     destination = raw.operands[0] if base in ("vmov", "vmrs") and raw.operands else None
     to_core = destination is not None and destination.type == arm_const.ARM_OP_REG and destination.reg in _REGISTERS
     registers = frozenset(core_registers)
@@ -134,7 +126,7 @@ def _block_transfer(raw: Any, plain: Insn) -> Insn:
     stack, load = plain.base in ("push", "pop"), plain.base in _BLOCK_LOADS
     pointer, moved = (SP, registers) if stack else (registers[0], registers[1:])
     updated = frozenset({pointer} if stack or raw.writeback else ())
-    step = 4 * len(moved) if load else -4 * len(moved)
+    step = -4 * len(moved) if plain.base in ("push", "stmdb", "ldmdb") else 4 * len(moved)
     plain = replace(plain, count=len(moved), memory_base=pointer, immediate=step if updated else None)
     if load:
         base = "poppc" if PC in moved else "ldm"
@@ -219,22 +211,22 @@ def _decode(raw: Any) -> Insn:
     return _alu(raw, plain)
 
 
-def _armv81(core: str, address: int, code: bytes) -> Insn | None:
-    if core != "m55" or len(code) != 4:
+def _armv81(cpu_arch: int, address: int, code: bytes) -> Insn | None:
+    if cpu_arch != _ARMV8_1_M or len(code) != 4:
         return None
     return decode_v81(address, int.from_bytes(code[:2], "little"), int.from_bytes(code[2:], "little"))
 
 
-def _sweep(data: bytes, address: int, core: str) -> Iterator[Insn]:
+def _sweep(data: bytes, address: int, cpu_arch: int) -> Iterator[Insn]:
     """Instructions of straight-line code; what no decoder knows comes out as Kind.UNKNOWN, of the size its first halfword tells."""
-    engine = _disassembler(core in _ARMV8_CORES)
+    engine = _disassembler(cpu_arch in _ARMV8_M)
     position = 0
     while position + 2 <= len(data):
         for raw in engine.disasm(data[position:], address + position):
             first = int.from_bytes(raw.bytes[:2], "little")
             if raw.size != insn_size(first):
                 break
-            yield _armv81(core, raw.address, bytes(raw.bytes)) or _decode(raw)
+            yield _armv81(cpu_arch, raw.address, bytes(raw.bytes)) or _decode(raw)
             position += raw.size
         if position + 2 > len(data):
             return
@@ -242,18 +234,17 @@ def _sweep(data: bytes, address: int, core: str) -> Iterator[Insn]:
         size = insn_size(first)
         if position + size > len(data):
             return
-        known = _armv81(core, address + position, data[position:position + size])
+        known = _armv81(cpu_arch, address + position, data[position:position + size])
         yield known or Insn(address + position, size, f".inst {first:#06x}", "", Kind.UNKNOWN)
         position += size
 
 
-def disassemble(code: bytes, address: int, core: str) -> dict[int, Insn]:
-    """Every instruction of straight-line `code` placed at `address`, by address.
+def disassemble(code: bytes, address: int, cpu_arch: int) -> tuple[Insn, ...]:
+    """The instructions of straight-line `code` placed at `address`, for a Tag_CPU_arch; an incomplete last one is left out.
 
-    The caller vouches that `code` holds no literal pool. Raises InputError for an unknown core.
+    The caller vouches that `code` holds no literal pool.
     """
-    check_core(core)
-    return {insn.address: insn for insn in _sweep(code, address, core)}
+    return tuple(_sweep(code, address, cpu_arch))
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,16 +252,23 @@ class Program:
     """Executable code of a linked image, decoded on demand.
 
     Attributes:
-        core: one of CORES; an unknown one raises InputError.
+        cpu_arch: the architecture it is built for, as Tag_CPU_arch has it (board.Core.elf_cpu_arch).
         segments: (address, bytes) of each executable stretch, literal pools included.
     """
 
-    core: str
+    cpu_arch: int
     segments: tuple[tuple[int, bytes], ...]
     _blocks: dict[tuple[int, int], tuple[Insn, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        check_core(self.core)
+    @classmethod
+    def of_elf(cls, elf: Elf) -> Program:
+        """The executable segments of a linked image, at the addresses they run at.
+
+        Raises InternalError for a file without the build attribute that tells its architecture.
+        """
+        if elf.cpu_arch is None:
+            raise InternalError(f"{elf.path.name} does not say which architecture it is for", wanted="Tag_CPU_arch")
+        return cls(elf.cpu_arch, tuple((part.address, part.data) for part in elf.segments if part.executable))
 
     def read(self, address: int, size_bytes: int) -> bytes | None:
         """The bytes at `address`, None when they do not all lie in one segment."""
@@ -299,7 +297,7 @@ class Program:
         if known is not None:
             return known
         data = self.read(address, size_bytes)
-        insns = tuple(_sweep(data, address, self.core)) if data else ()
+        insns = disassemble(data, address, self.cpu_arch) if data else ()
         if not insns or insns[-1].end != address + size_bytes:
             raise InternalError(f"cannot decode {size_bytes} bytes at {address:#010x}", wanted="whole instructions inside the code",
                                 found="no code there" if data is None else f"instructions of {sum(i.size for i in insns)} bytes")
