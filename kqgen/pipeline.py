@@ -221,7 +221,7 @@ def _write_sources(stage: Path, tree: SourceTree, graph: IntGraph, board: Board,
 def build_report(folder: Path, plan: Plan, board: Board, toolchain: ToolchainName, build_dir: Path) -> tuple[Report, Image]:
     """Builds the image of an output folder's sources and reports what it takes."""
     image = build_image(folder, model_api(plan.graph), board, find_toolchain(toolchain), build_dir)
-    bound = stack.worst_stack_of(image.elf, image.frames, image.api.run_function, board.core.name)
+    bound = stack.worst_stack_of(image.elf, image.frames, image.api.run_function)
     measured = Measured(image.toolchain.title, image.code_bytes, image.tables_bytes, bound.bytes)
     return reports.build(plan, board, measured), image
 
