@@ -192,9 +192,9 @@ def _affine(lo: float, hi: float) -> tuple[float, int]:
 def _least_error(lo: float, hi: float, extent: _Extent, histogram: _Float64) -> tuple[float, float]:
     """The range inside lo..hi of least error: each end is searched in turn until neither moves."""
     width = _span(extent) / _BINS
-    centres = extent.lo + (np.arange(_BINS) + 0.5) * width
     used = histogram > 0
-    centres, weights = centres[used], histogram[used]
+    centres: _Float64 = (extent.lo + (np.arange(_BINS, dtype=np.float64) + 0.5) * width)[used]
+    weights: _Float64 = histogram[used]
     best_lo, best_hi = lo, hi
     for _ in range(4):
         highs = hi * _SHRINK if hi > 0 else np.zeros(1)

@@ -120,7 +120,7 @@ def _tensor(values: Float32) -> torch.Tensor:
 
 
 def _clamp(x: torch.Tensor, lo: float, hi: float) -> torch.Tensor:
-    return x if math.isinf(lo) and math.isinf(hi) else x.clamp(lo, hi)
+    return x if (lo, hi) == (-math.inf, math.inf) else x.clamp(lo, hi)
 
 
 def _pad(x: torch.Tensor, padding: Padding, value: float = 0.0) -> torch.Tensor:
