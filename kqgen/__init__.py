@@ -1,18 +1,43 @@
-"""kqgen compiles a PyTorch CNN to small, exact, plain C for Cortex-M by Kernel Quantization."""
+"""kqgen compiles a PyTorch CNN to small, exact, plain C for Cortex-M by Kernel Quantization.
 
-from kqgen.errors import (
-    CapacityError,
-    InputError,
-    InternalError,
-    KqgenError,
-    MismatchError,
-    ToolchainError,
-    UnsupportedError,
-)
-from kqgen.net import Net, load
-from kqgen.options import Codebook
-from kqgen.pipeline import Compiled, compile  # noqa: A004 - what users call it
+Public names load on first use: importing the package does not yet import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from kqgen.version import __version__
+
+if TYPE_CHECKING:
+    from kqgen.errors import (
+        CapacityError,
+        InputError,
+        InternalError,
+        KqgenError,
+        MismatchError,
+        ToolchainError,
+        UnsupportedError,
+    )
+    from kqgen.net import Net, load
+    from kqgen.options import Codebook
+    from kqgen.pipeline import Compiled, compile  # noqa: A004 - what users call it
+
+_HOMES = {
+    "CapacityError": "errors",
+    "Codebook": "options",
+    "Compiled": "pipeline",
+    "InputError": "errors",
+    "InternalError": "errors",
+    "KqgenError": "errors",
+    "MismatchError": "errors",
+    "Net": "net",
+    "ToolchainError": "errors",
+    "UnsupportedError": "errors",
+    "compile": "pipeline",
+    "load": "net",
+}
 
 __all__ = [
     "CapacityError",
@@ -29,3 +54,9 @@ __all__ = [
     "compile",
     "load",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'kqgen' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"kqgen.{_HOMES[name]}"), name)
