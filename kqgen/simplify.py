@@ -56,7 +56,9 @@ def _sweep(graph: Graph) -> Graph:
     for rule in _RULES:
         for name in [node.name for node in graph]:
             node = next((each for each in graph if each.name == name), None)
-            graph = (rule(graph, node) if node is not None else None) or graph
+            changed = rule(graph, node) if node is not None else None
+            # A node that lost its last reader must go at once: it would still count as a reader of its own input.
+            graph = _drop_dead(changed) if changed is not None else graph
     return graph
 
 
