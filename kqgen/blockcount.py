@@ -1,26 +1,136 @@
-"""Counts the blocks a network executes under unicorn, layer by layer."""
+"""Counts the blocks a network executes under unicorn, layer by layer.
+
+The run function calls one function a step: what is executed from one such call's return to the next one's return is a
+layer; the run function's last blocks belong to the last layer. Calls to memcpy and memset are no steps.
+"""
 
 from __future__ import annotations
 
 import importlib
 from collections import defaultdict
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from kqgen.blocks import BlockCount, LayerProfile
 from kqgen.board import Region
-from kqgen.elf import Elf
 from kqgen.image import ALLOWED_UNDEFINED, Image
 
-_START = -1
-_END = -2
+START = (1 << 64) - 1
+"""In an edge: the layer begins."""
+
+END = (1 << 64) - 2
+"""In an edge: the layer ends."""
 
 
-def run_ranges(image: Image) -> tuple[tuple[int, int], ...]:
-    """Address ranges of the network's run function, with the pieces a compiler may split off it (`name.part.0`)."""
+@dataclass(frozen=True, slots=True)
+class CountScope:
+    """What is counted, and how layers are told apart.
+
+    Attributes:
+        run_ranges: (first, one past the last) addresses of the run function and of pieces the compiler split off it (`name.part.0`).
+        helpers: entry addresses of functions whose call is no step.
+        flash: where data reads are counted, None when they are not.
+    """
+
+    run_ranges: tuple[tuple[int, int], ...]
+    helpers: frozenset[int]
+    flash: Region | None
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Times one block followed another within a layer. A block is its address * 2^16 + its size in bytes, or START or END."""
+
+    layer: int
+    previous: int
+    block: int
+    times: int
+
+
+@dataclass(frozen=True, slots=True)
+class RawCounts:
+    """What hooks gather: edges, flash reads by layer, and whether the last layer made its call (else it is a tail)."""
+
+    edges: tuple[Edge, ...]
+    reads: tuple[int, ...]
+    called: bool
+
+
+class Hooks(Protocol):
+    """Hooks on an engine, set while entered as a context."""
+
+    def __enter__(self) -> Hooks: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+    def counts(self) -> RawCounts:
+        """What was gathered, after the context was left."""
+        ...
+
+
+def count_scope(image: Image, *, flash_reads: bool) -> CountScope:
+    """The scope of an image's network."""
     name = image.api.run_function
-    pieces = [s for s in image.elf.symbols if s.kind == "function" and (s.name == name or s.name.startswith(name + "."))]
-    return tuple((piece.address, piece.address + piece.size_bytes) for piece in pieces)
+    functions = [symbol for symbol in image.elf.symbols if symbol.kind == "function"]
+    pieces = [symbol for symbol in functions if symbol.name == name or symbol.name.startswith(name + ".")]
+    return CountScope(
+        run_ranges=tuple((piece.address, piece.address + piece.size_bytes) for piece in pieces),
+        helpers=frozenset(symbol.address for symbol in functions if symbol.name in ALLOWED_UNDEFINED),
+        flash=image.board.flash if flash_reads else None,
+    )
+
+
+class PythonHooks:
+    """The hooks in Python: needs nothing, one call of about a microsecond for each block executed."""
+
+    def __init__(self, uc: Any, scope: CountScope) -> None:
+        self._uc, self._scope = uc, scope
+        self._hooks: list[int] = []
+        self._edges: list[defaultdict[tuple[int, int], int]] = [defaultdict(int)]
+        self._reads = [0]
+        self._previous = START
+        self._inside = True
+        self._called = False
+
+    def __enter__(self) -> PythonHooks:
+        unicorn = importlib.import_module("unicorn")
+        # Code translated earlier has no hooks in it, code translated now keeps them: both are thrown away.
+        self._uc.ctl_flush_tb()
+        self._hooks.append(self._uc.hook_add(unicorn.UC_HOOK_BLOCK, self._on_block))
+        if self._scope.flash is not None:
+            first, last = self._scope.flash.origin, self._scope.flash.end - 1
+            self._hooks.append(self._uc.hook_add(unicorn.UC_HOOK_MEM_READ, self._on_read, begin=first, end=last))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for hook in self._hooks:
+            self._uc.hook_del(hook)
+        self._uc.ctl_flush_tb()
+
+    def _on_block(self, _uc: Any, address: int, size: int, _: object) -> None:
+        block = address << 16 | size
+        inside = any(low <= address < high for low, high in self._scope.run_ranges)
+        if inside and not self._inside and self._called:
+            self._called = False
+            self._edges[-1][(self._previous, END)] += 1
+            self._previous = START
+            self._edges.append(defaultdict(int))
+            self._reads.append(0)
+        elif not inside and self._inside and address not in self._scope.helpers:
+            self._called = True
+        self._inside = inside
+        self._edges[-1][(self._previous, block)] += 1
+        self._previous = block
+
+    def _on_read(self, _uc: Any, _access: int, _address: int, _size: int, _value: int, _: object) -> None:
+        self._reads[-1] += 1
+
+    def counts(self) -> RawCounts:
+        """What was gathered, after the context was left."""
+        edges = [Edge(layer, *edge, times) for layer, part in enumerate(self._edges) for edge, times in part.items()]
+        edges.append(Edge(len(self._edges) - 1, self._previous, END, 1))
+        return RawCounts(tuple(edges), tuple(self._reads), self._called)
 
 
 def count_instructions(code: bytes) -> int:
@@ -32,85 +142,32 @@ def count_instructions(code: bytes) -> int:
     return count
 
 
-class BlockCounter:
-    """Block hooks on a unicorn engine while it is entered as a context; then `layers()`.
+def layer_profiles(counts: RawCounts, scope: CountScope, image: Image) -> tuple[LayerProfile, ...]:
+    """The profile of each layer, in order."""
+    last = len(counts.reads) - 1
+    tail = last if last > 0 and not counts.called else None
+    reads = list(counts.reads)
+    if tail is not None:
+        reads[tail - 1] += reads.pop()
+    executions: list[defaultdict[int, int]] = [defaultdict(int) for _ in reads]
+    taken: list[defaultdict[int, int]] = [defaultdict(int) for _ in reads]
+    for edge in counts.edges:
+        layer = edge.layer - 1 if edge.layer == tail else edge.layer
+        if edge.block != END:
+            executions[layer][edge.block] += edge.times
+        if edge.previous != START and (edge.block == END or edge.block >> 16 != (edge.previous >> 16) + (edge.previous & 0xFFFF)):
+            taken[layer][edge.previous] += edge.times
+    profiles: list[LayerProfile] = []
+    for layer, flash_reads in enumerate(reads):
+        blocks = tuple(BlockCount(key >> 16, key & 0xFFFF, times, taken[layer][key]) for key, times in sorted(executions[layer].items()))
+        instructions = sum(block.executions * count_instructions(_code(image, block)) for block in blocks)
+        profiles.append(LayerProfile(instructions, blocks, None if scope.flash is None else flash_reads))
+    return tuple(profiles)
 
-    The run function calls one function a step: blocks from one such call's return to the next one's return are a layer, and
-    the run function's last blocks belong to the last layer. Calls to memcpy and memset are no steps.
-    """
 
-    def __init__(self, uc: Any, ranges: tuple[tuple[int, int], ...], elf: Elf, flash: Region, *, flash_reads: bool) -> None:
-        self._uc, self._ranges, self._flash = uc, ranges, flash
-        self._helpers = frozenset(s.address for s in elf.symbols if s.kind == "function" and s.name in ALLOWED_UNDEFINED)
-        self._count_reads = flash_reads
-        self._hooks: list[int] = []
-        self._edges: list[defaultdict[tuple[int, int], int]] = [defaultdict(int)]
-        self._reads = [0]
-        self._previous = _START
-        self._inside = True
-        self._called = False
-
-    def __enter__(self) -> BlockCounter:
-        unicorn = importlib.import_module("unicorn")
-        # Code translated earlier has no hooks in it, code translated now keeps them: both are thrown away.
-        self._uc.ctl_flush_tb()
-        self._hooks.append(self._uc.hook_add(unicorn.UC_HOOK_BLOCK, self._on_block))
-        if self._count_reads:
-            first, last = self._flash.origin, self._flash.end - 1
-            self._hooks.append(self._uc.hook_add(unicorn.UC_HOOK_MEM_READ, self._on_read, begin=first, end=last))
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for hook in self._hooks:
-            self._uc.hook_del(hook)
-        self._uc.ctl_flush_tb()
-        self._edges[-1][(self._previous, _END)] += 1
-
-    def _on_block(self, _uc: Any, address: int, size: int, _: object) -> None:
-        block = address << 16 | size
-        for low, high in self._ranges:
-            if low <= address < high:
-                if not self._inside:
-                    self._inside = True
-                    if self._called:
-                        self._called = False
-                        self._edges[-1][(self._previous, _END)] += 1
-                        self._edges.append(defaultdict(int))
-                        self._reads.append(0)
-                        self._previous = _START
-                break
-        else:
-            if self._inside:
-                self._inside = False
-                self._called = address not in self._helpers
-        self._edges[-1][(self._previous, block)] += 1
-        self._previous = block
-
-    def _on_read(self, _uc: Any, _access: int, _address: int, _size: int, _value: int, _: object) -> None:
-        self._reads[-1] += 1
-
-    def layers(self) -> tuple[LayerProfile, ...]:
-        """The profile of each layer, in order."""
-        edges, reads = [dict(part) for part in self._edges], list(self._reads)
-        if not self._called and len(edges) > 1:
-            tail, tail_reads = edges.pop(), reads.pop()
-            for edge, times in tail.items():
-                edges[-1][edge] = edges[-1].get(edge, 0) + times
-            reads[-1] += tail_reads
-        return tuple(
-            self._layer(part, flash_reads if self._count_reads else None) for part, flash_reads in zip(edges, reads, strict=True)
-        )
-
-    def _layer(self, edges: dict[tuple[int, int], int], flash_reads: int | None) -> LayerProfile:
-        executions: defaultdict[int, int] = defaultdict(int)
-        taken: defaultdict[int, int] = defaultdict(int)
-        for (previous, block), times in edges.items():
-            if block != _END:
-                executions[block] += times
-            if previous != _START and (block == _END or block >> 16 != (previous >> 16) + (previous & 0xFFFF)):
-                taken[previous] += times
-        blocks = tuple(BlockCount(block >> 16, block & 0xFFFF, executions[block], taken[block]) for block in sorted(executions))
-        instructions = sum(
-            block.executions * count_instructions(bytes(self._uc.mem_read(block.pc, block.size_bytes))) for block in blocks
-        )
-        return LayerProfile(instructions, blocks, flash_reads)
+def _code(image: Image, block: BlockCount) -> bytes:
+    for segment in image.elf.segments:
+        start = block.pc - segment.address
+        if 0 <= start < len(segment.data):
+            return segment.data[start : start + block.size_bytes]
+    return b""

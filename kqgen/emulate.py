@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from kqgen.blockcount import BlockCounter, run_ranges
+from kqgen.blockcount import CountScope, Hooks, PythonHooks, count_scope, layer_profiles
+from kqgen.blockcount_native import NativeHooks, native_library
 from kqgen.blocks import LayerProfile
 from kqgen.errors import InputError, InternalError, ToolchainError
 from kqgen.harness import INPUTS_FILE, OUTPUTS_FILE, STATS_FILE, TAPS_FILE, EmulatedRun, decode_run, encode_inputs
@@ -171,14 +172,20 @@ def _serve(machine: Machine, host: SemihostFiles) -> None:
     machine.pc += len(_BKPT_SEMIHOSTING)
 
 
+def _hooks(machine: Machine, scope: CountScope) -> Hooks:
+    """Counting hooks in C, or in Python where they cannot be compiled; both count the same."""
+    library = native_library()
+    return PythonHooks(machine.uc, scope) if library is None else NativeHooks(machine.uc, scope, library)
+
+
 def _profile_call(machine: Machine, flash_reads: bool, deadline: float) -> tuple[LayerProfile, ...]:
     """Counts one call of the network; the machine stands at its first instruction and ends at its return."""
-    counter = BlockCounter(machine.uc, run_ranges(machine.image), machine.image.elf, machine.image.board.flash, flash_reads=flash_reads)
+    scope = count_scope(machine.image, flash_reads=flash_reads)
     until = machine.read("LR")
-    with counter:
+    with _hooks(machine, scope) as hooks:
         if machine.resume(until, deadline):
             raise InternalError("the network makes a semihosting call outside a tap build")
-    return counter.layers()
+    return layer_profiles(hooks.counts(), scope, machine.image)
 
 
 def run_unicorn(

@@ -10,12 +10,10 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import jinja2
-
-from kqgen.assets import templates_dir
 from kqgen.blocks import LayerProfile
 from kqgen.board import Board
 from kqgen.errors import InputError, ToolchainError
+from kqgen.render import render
 
 INPUTS_FILE, OUTPUTS_FILE, TAPS_FILE, STATS_FILE = "inputs.bin", "outputs.bin", "taps.bin", "stats.bin"
 
@@ -51,6 +49,11 @@ class ModelApi:
         return f"{self.name}_run"
 
     @property
+    def tap_function(self) -> str:
+        """Name of the function that a tap build calls after each step (SPEC 7.3)."""
+        return f"{self.name}_tap"
+
+    @property
     def input_bytes(self) -> int:
         """Bytes of all inputs of one image."""
         return sum(buffer.size_bytes for buffer in self.inputs)
@@ -77,6 +80,7 @@ class HarnessView:
     model: str
     header: str
     run_function: str
+    tap_function: str
     arena_bytes_macro: str
     arena_align_macro: str
     inputs: tuple[BufferView, ...]
@@ -148,18 +152,6 @@ def _buffers(model: str, direction: str, buffers: tuple[IoBuffer, ...]) -> tuple
     )
 
 
-def _render(template: str, view: HarnessView | LinkView) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(templates_dir()),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 - C and linker scripts, in which nothing is escaped
-    )
-    return environment.get_template(template).render(m=view)
-
-
 def harness_source(api: ModelApi) -> str:
     """The harness's C for one model."""
     inputs, outputs = _buffers(api.name, "input", api.inputs), _buffers(api.name, "output", api.outputs)
@@ -167,19 +159,20 @@ def harness_source(api: ModelApi) -> str:
         model=api.name,
         header=f"{api.name}.h",
         run_function=api.run_function,
+        tap_function=api.tap_function,
         arena_bytes_macro=f"{api.name.upper()}_ARENA_BYTES",
         arena_align_macro=f"{api.name.upper()}_ARENA_ALIGN",
         inputs=inputs,
         outputs=outputs,
         buffers=inputs + outputs,
     )
-    return _render("harness.c.j2", view)
+    return render("harness.c.j2", view)
 
 
 def linker_script(board: Board) -> str:
     """The linker script of a harness image: the board's regions, all of them, the user's reserve included."""
     regions = tuple(RegionView(region.name, f"0x{region.origin:08x}", region.size_bytes) for region in board.regions)
-    return _render("link.ld.j2", LinkView(board.title, regions, WATCHED_STACK_BYTES, LEAST_STACK_BYTES))
+    return render("link.ld.j2", LinkView(board.title, regions, WATCHED_STACK_BYTES, LEAST_STACK_BYTES))
 
 
 def encode_inputs(api: ModelApi, inputs: Sequence[bytes]) -> bytes:

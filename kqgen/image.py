@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from kqgen.harness import ModelApi, harness_source, linker_script
 from kqgen.toolchain import WARNING_FLAGS, Toolchain, compile_object, link_image
 
 ALLOWED_UNDEFINED: frozenset[str] = frozenset({"memcpy", "memset", "__aeabi_memcpy", "__aeabi_memset"})
-TAP_FUNCTION = "kqgen_tap"
+"""What model and runtime may leave to the firmware; the Arm run-time ABI has names of its own for the two."""
 
 _PORT_FLAGS = ("-fno-builtin",)
 _GCC_PORT_FLAGS = ("-fno-tree-loop-distribute-patterns",)
@@ -98,7 +98,7 @@ def build_image(
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         list(pool.map(compile_unit, [*model_units, *port_units]))
     model_objects = [read_elf(out_dir / unit.object_name) for unit in model_units]
-    check_undefined(model_objects, tap=tap)
+    check_undefined(model_objects, {api.tap_function} if tap else set())
     names = [unit.object_name for unit in (*model_units, *port_units)]
     link_image(toolchain, board.core, out_dir, names, "link.ld", f"{api.name}.elf")
     elf = read_elf(out_dir / f"{api.name}.elf")
@@ -116,15 +116,13 @@ def build_image(
     )
 
 
-def check_undefined(objects: Sequence[Elf], *, tap: bool) -> None:
-    """Checks that model and runtime need nothing from outside but memcpy and memset, as the headers promise.
-
-    `__aeabi_memcpy` and `__aeabi_memset` are the same functions under the names of the Arm run-time ABI.
+def check_undefined(objects: Sequence[Elf], also: Set[str] = frozenset()) -> None:
+    """Checks that model and runtime need nothing from outside but memcpy and memset (and `also`), as the headers promise.
 
     Raises: ToolchainError naming the objects and functions.
     """
     defined = {symbol.name for part in objects for symbol in part.symbols if symbol.is_global}
-    allowed = defined | ALLOWED_UNDEFINED | ({TAP_FUNCTION} if tap else set())
+    allowed = defined | ALLOWED_UNDEFINED | also
     foreign = [f"{part.path.name} needs {', '.join(names)}" for part in objects if (names := sorted(set(part.undefined) - allowed))]
     if foreign:
         raise ToolchainError(

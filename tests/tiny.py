@@ -79,8 +79,8 @@ MODEL = """
 #include "tiny.h"
 
 #ifdef KQGEN_TAP
-void kqgen_tap(uint32_t step, const int8_t *data, uint32_t size_bytes);
-#define TAP(step, data, size) kqgen_tap(step, data, size)
+void tiny_tap(uint32_t step, const int8_t *data, uint32_t size_bytes);
+#define TAP(step, data, size) tiny_tap(step, data, size)
 #else
 #define TAP(step, data, size) ((void)0)
 #endif
