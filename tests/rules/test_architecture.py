@@ -1,0 +1,89 @@
+"""House rules on the package's shape: who imports whom, how long a module may be, what its texts may not say."""
+
+from __future__ import annotations
+
+import ast
+import re
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "kqgen"
+
+# From the ground up. A module imports only modules that stand before it.
+ORDER = (
+    # ground
+    "version", "errors", "fixed", "bits", "assets", "blocks",
+    # vocabulary
+    "ir", "options", "intgraph", "plan", "board", "sizes",
+    # stages on the graph
+    "frontend_names", "frontend_call", "frontend_maps", "frontend_layers", "frontend_table", "frontend",
+    "simplify_rewrite", "simplify_affine", "simplify_spatial", "simplify", "floatexec", "samples", "pt2", "loading", "floatmodel",
+    "calibrate", "cluster", "kq_uniform", "kq_layers", "kq", "lower", "oracle", "store", "schedule", "memory", "plan_check",
+    # text
+    "views_text", "views_tables", "views_params", "views_steps", "views_selftest", "views_project", "views", "render", "emit",
+    # world
+    "elf", "thumb_v81", "thumb_insn", "thumb", "cycles_m0", "cycles_m34", "cycles_m33", "cycles_m7", "cycles", "callgraph", "stack",
+    "toolchain", "harness", "image", "hostlib", "semihost", "blockcount_native", "blockcount", "emulate", "qemu",
+    # judgement
+    "compare", "report", "verify", "bench", "firmware", "targets", "net",
+    # order
+    "pipeline", "console", "cli",
+)  # fmt: skip
+
+MAX_LINES = 400
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in PACKAGE.glob("*.py") if path.stem not in ("__init__", "__main__"))
+
+
+def imported(path: Path) -> set[str]:
+    """Names of kqgen modules that `path` imports, anywhere in it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "kqgen":
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("kqgen."):
+            names.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("kqgen.")}
+    return names
+
+
+def test_every_module_has_its_place() -> None:
+    assert sorted(ORDER) == sorted(path.stem for path in modules())
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: path.stem)
+def test_a_module_imports_only_from_those_above_it(path: Path) -> None:
+    place = ORDER.index(path.stem)
+    later = {name for name in imported(path) if ORDER.index(name) >= place}
+    assert later == set(), f"{path.stem} imports {later}, which stand below it"
+
+
+def sources() -> list[Path]:
+    folders = chain(PACKAGE.glob("*.py"), (ROOT / "runtime_c").rglob("*.[ch]"), (ROOT / "templates").rglob("*.j2"))
+    return sorted(folders)
+
+
+def test_no_source_is_longer_than_one_can_read() -> None:
+    long = {path.name: count for path in sources() if (count := len(path.read_text(encoding="utf-8").splitlines())) > MAX_LINES}
+    assert long == {}
+
+
+def test_no_source_holds_unfinished_work() -> None:
+    marks = re.compile(r"\b(TODO|FIXME|XXX|raise NotImplementedError)\b")
+    unfinished = [path.name for path in sources() if marks.search(path.read_text(encoding="utf-8"))]
+    assert unfinished == []
+
+
+def test_no_tracked_text_names_a_machine() -> None:
+    """Paths of a developer's machine have no place in the project."""
+    pattern = re.compile(r"/(?:work|tmp|root|home)/[a-z]")
+    texts = chain(sources(), (ROOT / "docs").glob("*.md"), (ROOT / "examples").rglob("*.py"), (ROOT / "boards").glob("*"), [ROOT / "README.md"])
+    named = [path.name for path in texts if path.is_file() and pattern.search(path.read_text(encoding="utf-8"))]
+    assert named == []

@@ -1,0 +1,86 @@
+"""The stored integer graph: what comes back is what went in, and damaged files are refused in one sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from kqgen import store
+from kqgen.errors import InputError
+from tests import nets
+
+
+def plain(value: Any) -> Any:
+    """A graph as comparable values: arrays as dtype, shape and list."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {"type": type(value).__name__, **{f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}}
+    if isinstance(value, np.ndarray):
+        return str(value.dtype), value.shape, value.tolist()
+    return [plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize("graph", [nets.residual(), nets.two_ports(), nets.single()], ids=lambda graph: graph.name)
+def test_a_graph_comes_back_as_it_went(graph: nets.IntGraph, tmp_path: Path) -> None:
+    path = tmp_path / "net.kqgen.safetensors"
+    path.write_bytes(store.to_bytes(graph, {"board": "host"}))
+    back, extra = store.read(path)
+    assert plain(back) == plain(graph)
+    assert extra == {"board": "host"}
+
+
+def test_the_same_graph_gives_the_same_bytes() -> None:
+    assert store.to_bytes(nets.residual()) == store.to_bytes(nets.residual())
+
+
+def rewritten(tmp_path: Path, change: Any) -> Path:
+    """A stored graph whose JSON went through `change`."""
+    data = store.to_bytes(nets.single())
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    document = json.loads(header["__metadata__"]["kqgen"])
+    change(document)
+    arrays = safetensors.numpy.load(data)
+    path = tmp_path / "changed.kqgen.safetensors"
+    path.write_bytes(safetensors.numpy.save(arrays, metadata={"kqgen": json.dumps(document)}))
+    return path
+
+
+def set_schema(document: Any) -> None:
+    document["schema"] = 99
+
+
+def set_class(document: Any) -> None:
+    document["graph"]["nodes"][0]["type"] = "Popen"
+
+
+def set_text(document: Any) -> None:
+    document["graph"]["nodes"][0]["lo"] = "rm -rf"
+
+
+def drop_field(document: Any) -> None:
+    del document["graph"]["outputs"]
+
+
+@pytest.mark.parametrize("change", [set_schema, set_class, set_text, drop_field])
+def test_a_changed_document_is_refused(change: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="compile the model again"):
+        store.read(rewritten(tmp_path, change))
+
+
+@pytest.mark.parametrize("data", [b"", b"\x00" * 64, store.to_bytes(nets.single())[:-40]], ids=["empty", "zeros", "cut"])
+def test_a_damaged_file_is_refused(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "bad.kqgen.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"bad\.kqgen\.safetensors"):
+        store.read(path)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="absent"):
+        store.read(tmp_path / "absent.kqgen.safetensors")
