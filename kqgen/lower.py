@@ -85,7 +85,7 @@ def _clamp_codes(output: QTensor, lo: float, hi: float) -> tuple[int, int]:
     def code(real: float) -> int:
         if np.isinf(real):
             return INT8_LOW if real < 0 else INT8_HIGH
-        return int(np.clip(np.floor(real / output.scale + 0.5) + output.zero_point, INT8_LOW, INT8_HIGH))
+        return int(np.clip(int(fixed.round_half_up(real / output.scale)) + output.zero_point, INT8_LOW, INT8_HIGH))
 
     return code(lo), code(hi)
 
@@ -166,7 +166,7 @@ def _conv(node: ir.Conv2d, source: QTensor, output: QTensor, quantised: Quantise
         pad_values=frozen(
             np.full(in_shape[2], source.zero_point)
             if node.dense
-            else np.clip(np.floor(zeros + 0.5), INT8_LOW, INT8_HIGH),
+            else np.clip(fixed.round_half_up(zeros), INT8_LOW, INT8_HIGH),
             np.int8,
         ),
         weights=layer.dense_weights() if node.dense else layer.weights,
@@ -179,16 +179,16 @@ def _conv(node: ir.Conv2d, source: QTensor, output: QTensor, quantised: Quantise
 def _bias(node: ir.Conv2d, weights: Int64, zeros: npt.NDArray[np.float64], real_bias: npt.NDArray[np.float64]) -> Int64:
     """SPEC 5.1: bias minus the input's zero points; weights are (c_out, k_h, k_w, c_in)."""
     per_input = weights.sum(axis=(1, 2)).astype(np.float64)
-    bias = np.floor(real_bias - per_input @ zeros + 0.5)
-    if not np.all(np.abs(bias) <= INT32_LIMIT):
-        channel = int(np.argmax(np.abs(bias)))
+    exact = real_bias - per_input @ zeros
+    if not np.all(np.abs(exact) < INT32_LIMIT):
+        channel = int(np.argmax(np.abs(exact)))
         raise UnsupportedError(
             f"layer {_label(node)}: the bias of output channel {channel} does not fit 32 bits",
-            found=f"{bias[channel]:.4g} steps of input scale times weight scale",
+            found=f"{exact[channel]:.4g} steps of input scale times weight scale",
             wanted=f"at most {INT32_LIMIT}",
             do="look for a dead channel (all weights near zero, large bias) and prune it",
         )
-    return bias.astype(np.int64)
+    return fixed.round_half_up(exact)
 
 
 def _prove(node: ir.Conv2d, bias: Int64, weights: Int64, acc_shift: int) -> None:

@@ -7,8 +7,10 @@ Convolutions are done on floating-point numbers that hold integers: every partia
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
@@ -28,20 +30,21 @@ from kqgen.intgraph import (
 )
 
 FLOAT32_EXACT = 2**24
+BLOCK_VALUES = 32768
 
 
-def quantise(tensor: QTensor, real: np.ndarray) -> Int8:
+def quantise(tensor: QTensor, real: npt.NDArray[Any]) -> Int8:
     """Real values in `tensor`'s int8 codes, halves up, clamped. Any shape.
 
     Source: SPEC 1.2.
     """
-    codes = np.floor(np.asarray(real, np.float64) / tensor.scale + 0.5) + tensor.zero_point
+    codes = fixed.round_half_up(np.asarray(real, np.float64) / tensor.scale) + tensor.zero_point
     return np.clip(codes, -128, 127).astype(np.int8)
 
 
-def dequantise(tensor: QTensor, codes: Int8) -> np.ndarray:
+def dequantise(tensor: QTensor, codes: Int8) -> npt.NDArray[np.float32]:
     """The float32 real values that `codes` stand for (SPEC 1.2)."""
-    return ((codes.astype(np.float64) - tensor.zero_point) * tensor.scale).astype(np.float32)
+    return np.asarray((codes.astype(np.float64) - tensor.zero_point) * tensor.scale, np.float32)
 
 
 def run(graph: IntGraph, inputs: Mapping[str, Int8]) -> dict[str, Int8]:
@@ -80,8 +83,8 @@ def _node(graph: IntGraph, node: IntNode, inputs: list[Int8]) -> Int8:
         case IntAvgPool():
             return _avg_pool(node, inputs[0])
         case IntMaxPool():
-            x = _window_input(inputs[0], node.padding, np.full(inputs[0].shape[3], -128, np.int8))
-            pooled = F.max_pool2d(x.to(torch.float32), node.kernel, node.stride)
+            padded = _window_input(inputs[0], node.padding, np.full(inputs[0].shape[3], -128, np.int8))
+            pooled = F.max_pool2d(padded.permute(0, 3, 1, 2).to(torch.float32), node.kernel, node.stride)
             return np.clip(_to_hwc(pooled), node.lo, node.hi).astype(np.int8)
         case IntClamp():
             return np.clip(inputs[0], node.lo, node.hi).astype(np.int8)
@@ -92,38 +95,42 @@ def _node(graph: IntGraph, node: IntNode, inputs: list[Int8]) -> Int8:
 
 
 def _window_input(x: Int8, padding: tuple[int, int, int, int], pad_values: Int8) -> torch.Tensor:
-    """(N, c, h + top + bottom, w + left + right) int8 with each channel padded by its own value."""
+    """(N, h + top + bottom, w + left + right, c) int8 with each channel padded by its own value."""
     top, bottom, left, right = padding
     n, h, w, c = x.shape
     padded = np.empty((n, h + top + bottom, w + left + right, c), np.int8)
     padded[...] = pad_values
     padded[:, top : top + h, left : left + w, :] = x
-    return torch.from_numpy(padded).permute(0, 3, 1, 2)
-
-
-def _to_hwc(x: torch.Tensor) -> np.ndarray:
-    return np.ascontiguousarray(x.permute(0, 2, 3, 1).numpy())
+    return torch.from_numpy(padded)
 
 
 def _conv(graph: IntGraph, node: IntConv2d, x: Int8) -> Int8:
-    weights = graph.weights(node)
-    largest = int(np.abs(weights.astype(np.int64)).sum(axis=(1, 2, 3)).max()) * 128
+    weights = graph.weights(node).reshape(node.output.c, -1)
+    largest = int(np.abs(weights.astype(np.int64)).sum(axis=1).max()) * 128
     dtype = torch.float32 if largest < FLOAT32_EXACT else torch.float64
+    matrix = torch.tensor(weights, dtype=dtype).T
     padded = _window_input(x.reshape(len(x), *node.in_shape), node.padding, node.pad_values)
-    kernel = torch.from_numpy(weights).permute(0, 3, 1, 2).to(dtype)
-    # Fast float algorithms (Winograd) of the vendor library would round; the plain one sums products only.
-    with torch.backends.mkldnn.flags(enabled=False):
-        total = F.conv2d(padded.to(dtype), kernel, stride=node.stride)
-    requant = node.requant
-    acc = _to_hwc(total).astype(np.int64) + requant.bias
-    return fixed.requantise(
-        acc, requant.multiplier, requant.shift, requant.acc_shift, node.output.zero_point, node.lo, node.hi
-    )
+    windows = padded.unfold(1, node.kernel[0], node.stride[0]).unfold(2, node.kernel[1], node.stride[1]).permute(0, 1, 2, 4, 5, 3)
+    requant, out = node.requant, node.output
+    result = np.empty((len(x), out.h, out.w, out.c), np.int8)
+    # Blocks small enough that the int64 temporaries stay in the cache.
+    block = max(1, BLOCK_VALUES // out.size_bytes)
+    for start in range(0, len(x), block):
+        # A matrix product, not a convolution: fast convolution algorithms (Winograd) would round.
+        sums = windows[start : start + block].reshape(-1, matrix.shape[0]).to(dtype) @ matrix
+        acc = sums.numpy().astype(np.int64) + requant.bias
+        codes = fixed.requantise(acc, requant.multiplier, requant.shift, requant.acc_shift, out.zero_point, node.lo, node.hi)
+        result[start : start + block] = codes.reshape(-1, out.h, out.w, out.c)
+    return result
+
+
+def _to_hwc(x: torch.Tensor) -> npt.NDArray[Any]:
+    return np.ascontiguousarray(x.permute(0, 2, 3, 1).numpy())
 
 
 def _avg_pool(node: IntAvgPool, x: Int8) -> Int8:
     padded = _window_input(x, node.padding, np.full(x.shape[3], node.pad_value, np.int8))
-    total = F.avg_pool2d(padded.to(torch.float64), node.kernel, node.stride, divisor_override=1)
+    total = F.avg_pool2d(padded.permute(0, 3, 1, 2).to(torch.float64), node.kernel, node.stride, divisor_override=1)
     acc = _to_hwc(total).astype(np.int64) + node.bias
     return fixed.requantise(acc, node.multiplier, node.shift, node.acc_shift, node.output.zero_point, node.lo, node.hi)
 
