@@ -12,6 +12,7 @@ from pathlib import Path
 from kqgen.assets import runtime_dir
 from kqgen.board import Board
 from kqgen.elf import Elf, Frame, check_cpu_arch, read_elf
+from kqgen.emit import RUNTIME_FOLDER
 from kqgen.errors import InputError, InternalError, ToolchainError
 from kqgen.harness import ModelApi, harness_source, linker_script
 from kqgen.toolchain import WARNING_FLAGS, Toolchain, compile_object, link_image
@@ -66,9 +67,9 @@ class _Unit:
 def build_image(
     sources: Path, api: ModelApi, board: Board, toolchain: Toolchain, out_dir: Path, *, tap: bool = False, optimise: str = "-O2"
 ) -> Image:
-    """Compiles every .c of `sources` (model and runtime, headers beside them) and links it with the harness for `board`.
+    """Compiles the network in `sources` and links it with the harness for `board`.
 
-    Objects, linker script and `<model>.elf` are written into `out_dir`, which is made. The image is the same for the same
+    The network is every .c of `sources` but the self-test, which brings a tap of its own, and of its folder runtime/. Objects, linker script and `<model>.elf` are written into `out_dir`, which is made. The image is the same for the same
     sources, wherever the folders lie.
 
     Raises: ToolchainError when a compiler fails, when objects need a function that no firmware has to have, when a frame has
@@ -76,7 +77,9 @@ def build_image(
     """
     if board.is_host:
         raise InternalError("no image can be linked for the host board")
-    files = sorted(sources.glob("*.c"))
+    folders = tuple(folder.resolve() for folder in (sources, sources / RUNTIME_FOLDER) if folder.is_dir())
+    selftest = f"{api.name}_selftest.c"
+    files = [path for folder in folders for path in sorted(folder.glob("*.c")) if path.name != selftest]
     if not files:
         raise InputError(f"no C sources in {sources}", found="no *.c", wanted=f"{api.name}.c, its tables and the runtime")
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -91,7 +94,7 @@ def build_image(
 
     def compile_unit(unit: _Unit) -> None:
         compile_object(
-            toolchain, board.core, unit.source, (out_dir / unit.object_name).resolve(), include=(sources.resolve(), port.resolve()),
+            toolchain, board.core, unit.source, (out_dir / unit.object_name).resolve(), include=(*folders, port.resolve()),
             flags=(*WARNING_FLAGS, *unit.flags), optimise=optimise,
         )  # fmt: skip
 
