@@ -1,7 +1,8 @@
 """Cycles of Cortex-M7: in-order issue of up to two instructions a cycle, by the pairing rules that were measured.
 
 Source: measurements published for an STM32H743 (jnk0le/random, pipeline notes); Arm gives no table. Memory is tightly coupled
-or cached without a miss; the branch predictor misses once each time a loop is left.
+or cached without a miss; the branch predictor misses once each time a loop is left. An instruction that needs the result of the
+older one does not pair with it, a store of the word just loaded excepted.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ _MISPREDICTION_CYCLES = 7
 _BITFIELD = EXTEND_ADDS | names(
     "uxtb uxth sxtb sxth uxtb16 sxtb16 rev rev16 revsh rbit clz ssat usat sbfx ubfx bfi bfc pkhbt pkhtb qadd qsub sadd16 ssub16 uadd8 "
     "usub8 sadd8 ssub8 sel uadd16 usub16 shadd16 uhadd8 qadd16 qsub16 qadd8 qsub8")
-# Results that a younger instruction of the same pair can use.
-_EARLY = frozenset({"add", "sub", "mov", "addw", "subw", "lsl", "lsr", "asr", "ror"})
 # Operations that need their operands a cycle sooner, in the shifter.
 _NEEDS_EARLY = EXTEND_ADDS | frozenset({"ubfx", "sbfx", "rev", "rbit", "pkhbt", "pkhtb", "bfi"})
 _SLOW = frozenset({Kind.DIVIDE, Kind.SYSTEM})
@@ -82,16 +81,6 @@ def _conflicts(older: Insn, younger: Insn) -> bool:
     return kinds in pairs or (older.kind in FLOATING and younger.kind in FLOATING)
 
 
-def _forwards(older: Insn, younger: Insn) -> bool:
-    """Whether what the younger needs of the older reaches it within the pair."""
-    needed = older.writes & (younger.reads if younger.accumulator is None else younger.reads | {younger.accumulator})
-    if not needed:
-        return True
-    simple = older.kind is Kind.ALU and older.base in _EARLY and not (older.shifted_operand or older.wide_constant)
-    plain = younger.kind is Kind.ALU and not (younger.shifted_operand or younger.wide_constant) and younger.base not in _BITFIELD
-    return (simple and plain) or (younger.kind is Kind.STORE and needed <= younger.store_data)
-
-
 def _issue_cycles(insn: Insn) -> int:
     if insn.kind is Kind.DIVIDE:
         return 7
@@ -101,7 +90,7 @@ def _issue_cycles(insn: Insn) -> int:
 
 
 class CortexM7:
-    """The M7: two instructions a cycle when they need different units and the younger does not wait for the older."""
+    """The M7: two instructions a cycle when they need different units and the operands of both are there."""
 
     cycles_per_misaligned = 3
 
@@ -116,7 +105,7 @@ class CortexM7:
             alone = insn.base in _BLOCK_TRANSFERS or insn.kind in _SLOW or (insn.kind in (Kind.LOAD, Kind.STORE) and insn.count > 1)
             needed = _operands_cycle(insn, results)
             issue = max(now, needed)
-            pairs = older is not None and not alone and needed <= older[1] and _forwards(older[0], insn) and not _conflicts(older[0], insn)
+            pairs = older is not None and not alone and needed <= older[1] and not _conflicts(older[0], insn)
             if older is not None and pairs:
                 issue, older = older[1], None
             else:
