@@ -87,8 +87,8 @@ class Call:
     def refuse(self, found: str = "", *, wanted: str = "", do: str = "") -> UnsupportedError:
         """The error for this operator; `found` is preceded by the operator's name and its input shapes."""
         where = f"layer {self.path}" if self.path else "forward() of the model"
-        shapes = [f"({', '.join(['N', *map(str, v.dims)])})" for v in self._bound.values() if isinstance(v, Value)]
-        shapes += [str(tuple(v.tensor.shape)) for v in self._bound.values() if isinstance(v, Constant)]
+        values = [value for operand in self._bound.values() for value in _values(operand)]
+        shapes = [f"({', '.join(['N', *map(str, value.dims)])})" for value in values]
         short = self.operator.rpartition(".")[2]
         found = ", ".join(part for part in (f"{short}, input {' and '.join(shapes)}" if shapes else short, found) if part)
         return UnsupportedError(
@@ -221,6 +221,12 @@ def fx_dims(node: fx.Node) -> tuple[int, ...]:
     made = node.meta["val"]
     made = made[0] if isinstance(made, (tuple, list)) else made
     return tuple(made.shape[1:])
+
+
+def _values(operand: Operand) -> list[Value]:
+    if isinstance(operand, (list, tuple)):
+        return [value for item in operand for value in _values(item)]
+    return [operand] if isinstance(operand, Value) else []
 
 
 def _row(values: _Float64, shape: Shape) -> Float32:
