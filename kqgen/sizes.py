@@ -1,0 +1,91 @@
+"""Flash bytes of the generated tables on a core with 32-bit pointers, known before any C is compiled.
+
+Counts constants only: tables and parameter structs, not code, not the golden vectors of the self-test, not the few bytes a
+linker may add between two tables to align them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kqgen.errors import InternalError
+from kqgen.intgraph import IntAdd, IntAvgPool, IntClamp, IntConv2d, IntGraph, IntMaxPool, IntNode, IntSlicePad, KqWeights
+
+STRUCT_BYTES = {
+    "kq_conv2d": 48,
+    "kq_conv2d_kq": 56,
+    "kq_add": 20,
+    "kq_pool": 32,
+    "kq_clamp": 8,
+    "kq_slice_pad": 20,
+}
+"""Size of each runtime parameter struct where a pointer has 32 bits (SPEC 8); the generated C asserts them."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSizes:
+    """Flash bytes of one layer's constants, codebooks not counted.
+
+    Attributes:
+        weights: packed weights or packed indices.
+        bias, multiplier, shift: the requantisation arrays, 4, 2 and 1 bytes an output channel.
+        pad_values: one byte an input channel, 0 when one value serves all of them.
+        struct: the runtime's parameter struct.
+    """
+
+    weights: int
+    bias: int
+    multiplier: int
+    shift: int
+    pad_values: int
+    struct: int
+
+    @property
+    def requant(self) -> int:
+        """Bytes of biases, multipliers and shifts."""
+        return self.bias + self.multiplier + self.shift
+
+    @property
+    def total(self) -> int:
+        """All bytes of the layer."""
+        return self.weights + self.requant + self.pad_values + self.struct
+
+
+def struct_name(node: IntNode) -> str:
+    """The runtime struct that holds the parameters of `node` (SPEC 8).
+
+    Raises: InternalError for a node type the runtime does not know.
+    """
+    match node:
+        case IntConv2d():
+            return "kq_conv2d_kq" if isinstance(node.weights, KqWeights) else "kq_conv2d"
+        case IntAdd():
+            return "kq_add"
+        case IntAvgPool() | IntMaxPool():
+            return "kq_pool"
+        case IntClamp():
+            return "kq_clamp"
+        case IntSlicePad():
+            return "kq_slice_pad"
+        case _:
+            raise InternalError(f"layer {node.name}: the runtime has no parameters for {type(node).__name__}")
+
+
+def needs_pad_table(node: IntConv2d) -> bool:
+    """Whether padded positions read different values in different input channels, so that a table must hold them."""
+    return node.padding != (0, 0, 0, 0) and len(set(node.pad_values.tolist())) > 1
+
+
+def layer_sizes(node: IntNode) -> LayerSizes:
+    """Flash bytes of the constants of `node`."""
+    struct = STRUCT_BYTES[struct_name(node)]
+    if not isinstance(node, IntConv2d):
+        return LayerSizes(0, 0, 0, 0, 0, struct)
+    pad_bytes = node.in_shape[2] if needs_pad_table(node) else 0
+    c_out = node.output.c
+    return LayerSizes(node.weights.packed_bytes, 4 * c_out, 2 * c_out, c_out, pad_bytes, struct)
+
+
+def tables_bytes(graph: IntGraph) -> int:
+    """Flash bytes of all layers and codebooks of `graph`."""
+    return sum(layer_sizes(node).total for node in graph.nodes) + sum(codebook.packed_bytes for codebook in graph.codebooks)

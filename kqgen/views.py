@@ -1,0 +1,325 @@
+"""Views: everything the templates print, decided here: every name, number, C literal and sentence.
+
+`model_view` turns a plan into one frozen `ModelView`; templates only lay it out. Nothing in it depends on machine, date or path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kqgen.board import Board
+from kqgen.errors import InternalError
+from kqgen.intgraph import IntConv2d, IntGraph, IntNode, KqWeights, QTensor
+from kqgen.plan import ARENA_ALIGN_BYTES, Plan
+from kqgen.sizes import STRUCT_BYTES, layer_sizes, tables_bytes
+from kqgen.views_project import ProjectView, project_view
+from kqgen.views_selftest import Golden, SelftestView, selftest_view
+from kqgen.views_steps import ARENA, StepView, modules_text, op_text, shape_text, step_views, weights_text
+from kqgen.views_tables import TableGroupView, codebook_table, layer_tables
+from kqgen.views_text import aligned_rows, check_model_name, decimal, distinct, flow, thousands
+
+RUNTIME_VERSION = 1
+"""Version of SPEC.md and of runtime_c that the generated C is written for."""
+
+DIGEST_DIGITS = 12
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """Where the C comes from, for its banner.
+
+    Attributes:
+        generator: kqgen and its version.
+        options: every option that shaped the network, as one line of canonical text free of paths.
+    """
+
+    generator: str
+    options: str
+
+
+@dataclass(frozen=True, slots=True)
+class BufferView:
+    """An input or output of the generated function.
+
+    Attributes:
+        name: the tensor's name in the graph.
+        param: its parameter in C.
+        macro: prefix of its macros.
+        size_bytes, h, w, c, scale, zero_point: values of the macros; `scale` is a decimal without suffix.
+        layout: its axes, `int8[32][32][3]`.
+        real: the formula of the real number.
+    """
+
+    name: str
+    param: str
+    macro: str
+    size_bytes: int
+    h: int
+    w: int
+    c: int
+    scale: str
+    zero_point: int
+    layout: str
+    real: str
+
+
+@dataclass(frozen=True, slots=True)
+class StructView:
+    """A runtime struct the model uses, and its size where pointers have 32 bits."""
+
+    c_type: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelView:
+    """The one variable of the templates.
+
+    Attributes:
+        name: the model's C name; `macro`: the same in capitals.
+        generator, graph_digest, options_digest: for the banner.
+        buffers: the caller's, inputs first, each in order.
+        prototype, definition: lines of the run function's declaration, and of the head of its definition.
+        null_checks: lines of the condition under which a pointer is NULL, `if` and brace included.
+        arena_bytes, arena_align: of the caller's arena.
+        layout: lines of the header's comment on buffers and memory.
+        example: lines of the C that calls the network.
+        layers: lines of the header's table of layers.
+        tables_text: bytes of all tables as a person reads them.
+        uses_arena: whether any step reads or writes the arena.
+        structs: the runtime structs it uses.
+        runtime_version: that the C is written for.
+        steps: in execution order.
+        groups: tables, codebooks first.
+        selftest: golden vectors.
+        project: build files and read-me.
+    """
+
+    name: str
+    macro: str
+    generator: str
+    graph_digest: str
+    options_digest: str
+    buffers: tuple[BufferView, ...]
+    prototype: tuple[str, ...]
+    definition: tuple[str, ...]
+    null_checks: tuple[str, ...]
+    arena_bytes: int
+    arena_align: int
+    layout: tuple[str, ...]
+    example: tuple[str, ...]
+    layers: tuple[str, ...]
+    tables_text: str
+    uses_arena: bool
+    structs: tuple[StructView, ...]
+    runtime_version: int
+    steps: tuple[StepView, ...]
+    groups: tuple[TableGroupView, ...]
+    selftest: SelftestView
+    project: ProjectView
+
+
+def model_view(plan: Plan, board: Board, golden: Golden, meta: Meta, runtime_files: Sequence[str]) -> ModelView:
+    """The view of a planned network.
+
+    Args:
+        plan: what is generated.
+        board: for the toolchain file and the read-me; the C is the same for every board.
+        golden: vectors of the self-test.
+        meta: for the banner.
+        runtime_files: paths of the runtime's files inside the output folder.
+
+    Raises:
+        InputError: the graph's name cannot be used in C.
+        InternalError: a value does not fit its C field, or plan, graph and golden vectors do not belong together.
+    """
+    graph = plan.graph
+    check_model_name(graph.name)
+    macro = graph.name.upper()
+    inputs, outputs = buffer_views(graph)
+    idents = _idents(graph)
+    codebooks = _codebook_idents(graph, idents)
+    steps = step_views(plan, idents, codebooks, _places(plan, inputs, outputs))
+    pointers = ["arena", *(buffer.param for buffer in (*inputs, *outputs))]
+    pointer_types = ["const int8_t *"] * len(inputs) + ["int8_t *"] * len(outputs)
+    parameters = ["void *arena", *(c_type + param for c_type, param in zip(pointer_types, pointers[1:], strict=True))]
+    used = sorted({step.c_type for step in steps}, key=list(STRUCT_BYTES).index)
+    arena_bytes = max(plan.arena_bytes, ARENA_ALIGN_BYTES)
+    return ModelView(
+        name=graph.name,
+        macro=macro,
+        generator=meta.generator,
+        graph_digest=graph_digest(graph),
+        options_digest=hashlib.sha256(meta.options.encode()).hexdigest()[:DIGEST_DIGITS],
+        buffers=inputs + outputs,
+        prototype=flow(f"kq_status {graph.name}_run(", parameters, ", ", ");"),
+        definition=flow(f"KQGEN_CODE kq_status {graph.name}_run(", parameters, ", ", ")"),
+        null_checks=flow("if (", [f"{pointer} == NULL" for pointer in pointers], " || ", ") {", indent=4),
+        arena_bytes=arena_bytes,
+        arena_align=ARENA_ALIGN_BYTES,
+        layout=_layout_lines(graph, inputs, outputs, arena_bytes),
+        example=_example_lines(graph.name, inputs, outputs),
+        layers=_layer_lines(plan),
+        tables_text=thousands(tables_bytes(graph)),
+        uses_arena=any(place.kind == "arena" for place in (tensor.place for tensor in plan.tensors))
+        or any(step.scratch_bytes for step in plan.steps),
+        structs=tuple(StructView(name, STRUCT_BYTES[name]) for name in used),
+        runtime_version=RUNTIME_VERSION,
+        steps=steps,
+        groups=_groups(graph, idents, codebooks),
+        selftest=selftest_view(plan, golden),
+        project=project_view(graph.name, board, runtime_files),
+    )
+
+
+def graph_digest(graph: IntGraph) -> str:
+    """The first hexadecimal digits of the SHA-256 over every number and name of an integer graph."""
+    digest = hashlib.sha256()
+    _feed(digest, graph)
+    return digest.hexdigest()[:DIGEST_DIGITS]
+
+
+def _feed(digest: Any, value: object) -> None:
+    """Feeds a value of the graph in a form that tells types, lengths and field names apart."""
+    if isinstance(value, np.ndarray):
+        digest.update(f"array {value.dtype.newbyteorder('<').str} {value.shape} ".encode())
+        digest.update(np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<")).tobytes())
+    elif dataclasses.is_dataclass(value):
+        digest.update(f"{type(value).__name__} ".encode())
+        for field in dataclasses.fields(value):
+            digest.update(f"{field.name} ".encode())
+            _feed(digest, getattr(value, field.name))
+    elif isinstance(value, tuple | frozenset):
+        items = sorted(value) if isinstance(value, frozenset) else value
+        digest.update(f"{len(items)} items ".encode())
+        for item in items:
+            _feed(digest, item)
+    elif isinstance(value, float):
+        digest.update(f"{value.hex()} ".encode())
+    else:
+        digest.update(f"{value!r} ".encode())
+
+
+def buffer_views(graph: IntGraph) -> tuple[tuple[BufferView, ...], tuple[BufferView, ...]]:
+    """The caller's buffers of a network: (inputs, outputs)."""
+    macro = graph.name.upper()
+    outputs = tuple(graph.tensor(name) for name in graph.outputs)
+    return _buffers(macro, "input", graph.inputs), _buffers(macro, "output", outputs)
+
+
+def _buffers(macro: str, direction: str, tensors: Sequence[QTensor]) -> tuple[BufferView, ...]:
+    single = len(tensors) == 1
+    names = distinct([tensor.name for tensor in tensors])
+    return tuple(
+        BufferView(
+            name=tensor.name,
+            param=direction if single else f"{direction}_{name}",
+            macro=f"{macro}_{direction.upper()}" + ("" if single else f"_{name.upper()}"),
+            size_bytes=tensor.size_bytes,
+            h=tensor.h,
+            w=tensor.w,
+            c=tensor.c,
+            scale=decimal(tensor.scale),
+            zero_point=tensor.zero_point,
+            layout=f"int8[{tensor.c}]" if tensor.h == tensor.w == 1 else f"int8[{tensor.h}][{tensor.w}][{tensor.c}]",
+            real=f"real = {decimal(tensor.scale)} * {_offset_text(tensor.zero_point)}",
+        )
+        for tensor, name in zip(tensors, names, strict=True)
+    )
+
+
+def _offset_text(zero_point: int) -> str:
+    if zero_point == 0:
+        return "q"
+    return f"(q - {zero_point})" if zero_point > 0 else f"(q + {-zero_point})"
+
+
+def _idents(graph: IntGraph) -> dict[str, str]:
+    """C name of each layer, apart from the functions that share the prefix."""
+    names = [node.name for node in graph.nodes]
+    return {name: f"{graph.name}_{ident}" for name, ident in zip(names, distinct(names, ("run", "selftest", "tap")), strict=True)}
+
+
+def _codebook_idents(graph: IntGraph, idents: Mapping[str, str]) -> dict[str, str]:
+    """C name of each codebook's table, apart from all names of layers and their tables."""
+    suffixes = ("", "_indices", "_weights", "_bias", "_multiplier", "_shift", "_pad_values")
+    taken = [ident.removeprefix(f"{graph.name}_") + suffix for ident in idents.values() for suffix in suffixes]
+    names = [codebook.name for codebook in graph.codebooks]
+    found = distinct(names, (*taken, "run", "selftest", "tap"))
+    return {name: f"{graph.name}_{ident}" for name, ident in zip(names, found, strict=True)}
+
+
+def _places(plan: Plan, inputs: Sequence[BufferView], outputs: Sequence[BufferView]) -> dict[str, str]:
+    """C expression of the place of every tensor."""
+    places: dict[str, str] = {}
+    for tensor in plan.tensors:
+        match tensor.place.kind:
+            case "input":
+                places[tensor.name] = inputs[tensor.place.index].param
+            case "output":
+                places[tensor.name] = outputs[tensor.place.index].param
+            case "arena":
+                places[tensor.name] = f"{ARENA} + {tensor.place.offset}"
+    missing = [node.output.name for node in plan.graph.nodes if node.output.name not in places]
+    if missing:
+        raise InternalError(f"the plan has no place for {missing[0]}")
+    return places
+
+
+def _layout_lines(graph: IntGraph, inputs: Sequence[BufferView], outputs: Sequence[BufferView], arena_bytes: int) -> tuple[str, ...]:
+    """The header's lines on inputs, outputs, arena and tables, in columns."""
+    buffers = aligned_rows([(buffer.layout, buffer.real) for buffer in (*inputs, *outputs)])
+    rows = [(buffer.param, text) for buffer, text in zip((*inputs, *outputs), buffers, strict=True)]
+    rows.append(("arena", f"{thousands(arena_bytes)} bytes, {ARENA_ALIGN_BYTES}-byte aligned, yours; its contents need not survive a call"))
+    rows.append(("tables", f"{thousands(tables_bytes(graph))} bytes of constants, where pointers have 32 bits"))
+    rows += [
+        ("", f"PyTorch flattens {buffer.param} in the order channel, row, column; here it stays {buffer.layout}.")
+        for buffer in outputs
+        if buffer.name in graph.flattened and buffer.h * buffer.w > 1
+    ]
+    return aligned_rows(rows)
+
+
+def _example_lines(name: str, inputs: Sequence[BufferView], outputs: Sequence[BufferView]) -> tuple[str, ...]:
+    """C that declares the buffers and calls the network once."""
+    macro = name.upper()
+    arguments = ["arena", *(buffer.param for buffer in (*inputs, *outputs))]
+    return (
+        f"static _Alignas({macro}_ARENA_ALIGN) uint8_t arena[{macro}_ARENA_BYTES];",
+        *(f"static int8_t {buffer.param}[{buffer.macro}_BYTES];" for buffer in (*inputs, *outputs)),
+        *flow(f"kq_status status = {name}_run(", arguments, ", ", ");", indent=7),
+    )
+
+
+def _layer_lines(plan: Plan) -> tuple[str, ...]:
+    """The header's table of layers: one line a step, codebooks below, and the total."""
+    head = ("step", "layer", "operation", "output", "weights", "form", "table bytes")
+    rows = [head]
+    for number, (node, step) in enumerate(zip(plan.graph.nodes, plan.steps, strict=True)):
+        form = "" if step.form == "plain" else step.form
+        size = thousands(layer_sizes(node).total)
+        rows.append((str(number), node.name, op_text(node), shape_text(node.output), weights_text(node), form, size))
+    for codebook in plan.graph.codebooks:
+        text = f"{codebook.codewords} codewords" + (", signed" if codebook.sign else "")
+        rows.append(("", codebook.name, f"codebook, {text}", "", "6-bit", "", thousands(codebook.packed_bytes)))
+    rows.append(("", "total", "", "", "", "", thousands(tables_bytes(plan.graph))))
+    return aligned_rows(rows, right=(0, 6))
+
+
+def _groups(graph: IntGraph, idents: Mapping[str, str], codebooks: Mapping[str, str]) -> tuple[TableGroupView, ...]:
+    """All tables: codebooks, then layers in order."""
+    books = tuple(codebook_table(codebooks[book.name], book, _users(graph, book.name)) for book in graph.codebooks)
+    convs = tuple(layer_tables(graph, idents[node.name], node, modules_text(node)) for node in graph.nodes if isinstance(node, IntConv2d))
+    return books + convs
+
+
+def _users(graph: IntGraph, codebook: str) -> str:
+    def uses(node: IntNode) -> bool:
+        return isinstance(node, IntConv2d) and isinstance(node.weights, KqWeights) and node.weights.codebook == codebook
+
+    return ", ".join(node.name for node in graph.nodes if uses(node))

@@ -1,0 +1,296 @@
+"""Views of the runtime's parameter structs (SPEC 8): one dataclass a struct, every value checked against its C field.
+
+A field is the number or the C name that the template prints. `template` names the template that writes the struct.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kqgen.errors import InternalError
+from kqgen.intgraph import (
+    IntAdd,
+    IntAvgPool,
+    IntClamp,
+    IntConv2d,
+    IntGraph,
+    IntMaxPool,
+    IntNode,
+    IntSlicePad,
+    KqWeights,
+    Padding,
+    Pair,
+    QTensor,
+)
+from kqgen.sizes import needs_pad_table
+from kqgen.views_text import int32_literal, within
+
+UINT8, UINT16, INT8, COUNT = (0, 255), (0, 65535), (-128, 127), (1, 2**31 - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class WindowParams:
+    """`kq_window`."""
+
+    h_in: int
+    w_in: int
+    c_in: int
+    h_out: int
+    w_out: int
+    c_out: int
+    k_h: int
+    k_w: int
+    stride_h: int
+    stride_w: int
+    pad_top: int
+    pad_left: int
+    tile: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConvTables:
+    """C names of a convolution's tables; `pad_values` is NULL where every padded position reads `pad_value`."""
+
+    weights: str
+    bias: str
+    multiplier: str
+    shift: str
+    pad_values: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequantParams:
+    """`kq_requant`: three table names and the scalars."""
+
+    bias: str
+    multiplier: str
+    shift: str
+    acc_shift: int
+    zero_point: int
+    lo: int
+    hi: int
+
+
+@dataclass(frozen=True, slots=True)
+class Conv2dParams:
+    """`kq_conv2d`."""
+
+    template: str
+    window: WindowParams
+    requant: RequantParams
+    pad_values: str
+    pad_value: int
+    weights: str
+    bits: int
+
+
+@dataclass(frozen=True, slots=True)
+class Conv2dKqParams:
+    """`kq_conv2d_kq`."""
+
+    template: str
+    window: WindowParams
+    requant: RequantParams
+    pad_values: str
+    pad_value: int
+    indices: str
+    codebook: str
+    codewords: int
+    index_bits: int
+    sign: int
+
+
+@dataclass(frozen=True, slots=True)
+class AddParams:
+    """`kq_add`; `bias` is a C literal."""
+
+    template: str
+    count: int
+    multiplier_a: int
+    multiplier_b: int
+    bias: str
+    shift: int
+    lo: int
+    hi: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolParams:
+    """`kq_pool`; `bias` is a C literal. A maximum leaves bias, multiplier, shifts and zero point 0."""
+
+    template: str
+    window: WindowParams
+    bias: str
+    multiplier: int
+    shift: int
+    acc_shift: int
+    zero_point: int
+    lo: int
+    hi: int
+    pad_value: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClampParams:
+    """`kq_clamp`."""
+
+    template: str
+    count: int
+    lo: int
+    hi: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlicePadParams:
+    """`kq_slice_pad`."""
+
+    template: str
+    h_in: int
+    w_in: int
+    c_in: int
+    h_out: int
+    w_out: int
+    c_out: int
+    start_h: int
+    start_w: int
+    step_h: int
+    step_w: int
+    c_before: int
+    pad_value: int
+
+
+Params = Conv2dParams | Conv2dKqParams | AddParams | PoolParams | ClampParams | SlicePadParams
+
+
+def conv_tables(prefix: str, node: IntConv2d) -> ConvTables:
+    """Names of the tables of a layer whose own C name is `prefix`."""
+    weights = "indices" if isinstance(node.weights, KqWeights) else "weights"
+    pad_values = f"{prefix}_pad_values" if needs_pad_table(node) else "NULL"
+    return ConvTables(f"{prefix}_{weights}", f"{prefix}_bias", f"{prefix}_multiplier", f"{prefix}_shift", pad_values)
+
+
+def params(graph: IntGraph, node: IntNode, tile: int, prefix: str, codebooks: Mapping[str, str]) -> Params:
+    """The parameters of one layer.
+
+    Args:
+        graph: the network.
+        node: the layer.
+        tile: as planned.
+        prefix: the layer's C name, with which its tables begin.
+        codebooks: C name of each codebook's table.
+
+    Raises: InternalError naming layer and field when a value does not fit the C field.
+    """
+    lo, hi = (_fits(node, value, INT8, "clamp") for value in (node.lo, node.hi))
+    source = graph.tensor(node.inputs[0])
+    match node:
+        case IntConv2d():
+            return _conv(graph, node, tile, conv_tables(prefix, node), codebooks)
+        case IntAdd():
+            return AddParams(
+                template="params/add.j2",
+                count=_count(node),
+                multiplier_a=_fits(node, node.multiplier_a, COUNT, "multiplier_a"),
+                multiplier_b=_fits(node, node.multiplier_b, COUNT, "multiplier_b"),
+                bias=int32_literal(node.bias),
+                shift=_fits(node, node.shift, (1, 20), "shift"),
+                lo=lo,
+                hi=hi,
+            )
+        case IntAvgPool():
+            window = _window(node, (source.h, source.w, source.c), node.kernel, node.stride, node.padding, 0)
+            scale = _scale(node, node.multiplier, node.shift, node.acc_shift)
+            pad_value = _fits(node, node.pad_value, INT8, "pad_value")
+            return PoolParams("params/pool.j2", window, int32_literal(node.bias), *scale, node.output.zero_point, lo, hi, pad_value)
+        case IntMaxPool():
+            window = _window(node, (source.h, source.w, source.c), node.kernel, node.stride, node.padding, 0)
+            return PoolParams("params/pool.j2", window, "0", 0, 0, 0, 0, lo, hi, 0)
+        case IntClamp():
+            return ClampParams("params/clamp.j2", _count(node), lo, hi)
+        case IntSlicePad():
+            return _slice_pad(node, source)
+        case _:
+            raise InternalError(f"layer {node.name}: the runtime has no parameters for {type(node).__name__}")
+
+
+def _conv(graph: IntGraph, node: IntConv2d, tile: int, tables: ConvTables, codebooks: Mapping[str, str]) -> Params:
+    window = _window(node, node.in_shape, node.kernel, node.stride, node.padding, tile)
+    requant = node.requant
+    acc_shift = _fits(node, requant.acc_shift, (0, 15), "acc_shift")
+    requant_params = RequantParams(tables.bias, tables.multiplier, tables.shift, acc_shift, node.output.zero_point, node.lo, node.hi)
+    pad_value = int(node.pad_values[0]) if tables.pad_values == "NULL" else 0
+    stored = node.weights
+    if not isinstance(stored, KqWeights):
+        return Conv2dParams("params/conv2d.j2", window, requant_params, tables.pad_values, pad_value, tables.weights, stored.bits)
+    codebook = graph.codebook(stored.codebook)
+    if codebook.index_bits != stored.index_bits or codebook.values.shape[1:] != node.kernel:
+        raise InternalError(
+            f"layer {node.name} does not suit codebook {codebook.name}",
+            found=f"{stored.index_bits}-bit indices, {node.kernel} kernels",
+            wanted=f"{codebook.index_bits}-bit indices, {codebook.values.shape[1:]} kernels",
+        )
+    return Conv2dKqParams(
+        template="params/conv2d_kq.j2",
+        window=window,
+        requant=requant_params,
+        pad_values=tables.pad_values,
+        pad_value=pad_value,
+        indices=tables.weights,
+        codebook=codebooks[codebook.name],
+        codewords=_fits(node, codebook.codewords, UINT16, "codewords"),
+        index_bits=_fits(node, stored.index_bits, (1, 12), "index_bits"),
+        sign=int(codebook.sign),
+    )
+
+
+def _slice_pad(node: IntSlicePad, source: QTensor) -> SlicePadParams:
+    if (node.lo, node.hi) != (-128, 127):
+        raise InternalError(f"layer {node.name}: a slice does not clamp", found=f"{node.lo}..{node.hi}", wanted="-128..127")
+    return SlicePadParams(
+        "params/slice_pad.j2",
+        *_shape(node, (source.h, source.w, source.c)),
+        *_shape(node, (node.output.h, node.output.w, node.output.c)),
+        *_bytes(node, *node.start, "start"),
+        *_bytes(node, *node.step, "step"),
+        c_before=_fits(node, node.c_before, UINT16, "c_before"),
+        pad_value=_fits(node, node.pad_value, INT8, "pad_value"),
+    )
+
+
+def _window(
+    node: IntNode, in_shape: tuple[int, int, int], kernel: Pair, stride: Pair, padding: Padding, tile: int
+) -> WindowParams:
+    return WindowParams(
+        *_shape(node, in_shape),
+        *_shape(node, (node.output.h, node.output.w, node.output.c)),
+        *_bytes(node, *kernel, "kernel"),
+        *_bytes(node, *stride, "stride"),
+        *_bytes(node, padding[0], padding[2], "padding"),
+        tile=_fits(node, tile, UINT16, "tile"),
+    )
+
+
+def _scale(node: IntNode, multiplier: int, shift: int, acc_shift: int) -> tuple[int, int, int]:
+    return (
+        _fits(node, multiplier, (0, 32767), "multiplier"),
+        _fits(node, shift, (1, 22), "shift"),
+        _fits(node, acc_shift, (0, 15), "acc_shift"),
+    )
+
+
+def _shape(node: IntNode, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    h, w, c = (_fits(node, side, UINT16, "shape") for side in shape)
+    return h, w, c
+
+
+def _bytes(node: IntNode, rows: int, columns: int, field: str) -> Pair:
+    return _fits(node, rows, UINT8, field), _fits(node, columns, UINT8, field)
+
+
+def _count(node: IntNode) -> int:
+    return _fits(node, node.output.size_bytes, COUNT, "size of the map")
+
+
+def _fits(node: IntNode, value: int, limits: tuple[int, int], field: str) -> int:
+    return within(value, *limits, f"layer {node.name}: {field}")

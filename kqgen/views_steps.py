@@ -1,0 +1,174 @@
+"""Views of the steps: words, parameter struct and runtime call of each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kqgen.errors import InternalError
+from kqgen.intgraph import (
+    IntAdd,
+    IntAvgPool,
+    IntClamp,
+    IntConv2d,
+    IntMaxPool,
+    IntNode,
+    IntSlicePad,
+    KqWeights,
+    Pair,
+    QTensor,
+)
+from kqgen.plan import Form, Plan
+from kqgen.sizes import struct_name
+from kqgen.views_params import Params, params
+from kqgen.views_text import comment_lines, flow
+
+CONV_FUNCTIONS: Mapping[Form, str] = {
+    "direct": "kq_conv2d_s8",
+    "unpack": "kq_conv2d_s8",
+    "decode": "kq_conv2d_decode_s8",
+    "reuse": "kq_conv2d_reuse_s8",
+}
+
+ARENA = "mem"
+"""Name of the arena's bytes inside the generated function."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepView:
+    """One layer as the generated function runs it.
+
+    Attributes:
+        number: counts from 0 in execution order.
+        layer: the node's name.
+        comment: lines of the comment above the call.
+        title: lines of the comment above the struct.
+        ident: C name of the struct.
+        c_type: its type.
+        params: its fields.
+        call: lines of the call.
+        result: C expression of the step's output.
+        result_bytes: its size.
+    """
+
+    number: int
+    layer: str
+    comment: tuple[str, ...]
+    title: tuple[str, ...]
+    ident: str
+    c_type: str
+    params: Params
+    call: tuple[str, ...]
+    result: str
+    result_bytes: int
+
+
+def shape_text(tensor: QTensor) -> str:
+    """32x32x16 for a map, 10 for a vector."""
+    return str(tensor.c) if tensor.h == tensor.w == 1 else f"{tensor.h}x{tensor.w}x{tensor.c}"
+
+
+def op_text(node: IntNode) -> str:
+    """What a layer does, in a few words: `conv 3x3 /2, 16 -> 32`."""
+    match node:
+        case IntConv2d(dense=True):
+            return f"dense, {node.in_shape[2]} -> {node.output.c}"
+        case IntConv2d():
+            return f"conv {_window_text(node.kernel, node.stride, (1, 1))}, {node.in_shape[2]} -> {node.output.c}"
+        case IntAdd():
+            return "add"
+        case IntAvgPool():
+            return f"average pool {_window_text(node.kernel, node.stride, node.kernel)}"
+        case IntMaxPool():
+            return f"max pool {_window_text(node.kernel, node.stride, node.kernel)}"
+        case IntClamp():
+            return f"clamp {node.lo}..{node.hi}"
+        case IntSlicePad():
+            steps = f"/{node.step[0]}" if node.step[0] == node.step[1] else f"/{node.step[0]}x{node.step[1]}"
+            return f"slice {steps}, {node.c_before} + {node.c_after} channels added"
+        case _:
+            raise InternalError(f"layer {node.name}: no words for {type(node).__name__}")
+
+
+def _window_text(kernel: Pair, stride: Pair, usual: Pair) -> str:
+    """3x3, or 3x3 /2 where the stride is not the usual one."""
+    size = f"{kernel[0]}x{kernel[1]}"
+    if stride == usual:
+        return size
+    return f"{size} /{stride[0]}" if stride[0] == stride[1] else f"{size} /{stride[0]}x{stride[1]}"
+
+
+def modules_text(node: IntNode) -> str:
+    """The PyTorch module paths a layer came from, each once; forward() for operators the model calls itself."""
+    return ", ".join(dict.fromkeys(path or "forward()" for path in node.sources or (node.path,)))
+
+
+def weights_text(node: IntNode) -> str:
+    """How a layer's weights are stored, empty for a layer without any."""
+    if not isinstance(node, IntConv2d):
+        return ""
+    if isinstance(node.weights, KqWeights):
+        return f"KQ {node.weights.index_bits}-bit"
+    return f"{node.weights.bits}-bit"
+
+
+def step_views(plan: Plan, idents: Mapping[str, str], codebooks: Mapping[str, str], buffers: Mapping[str, str]) -> tuple[StepView, ...]:
+    """One view a step.
+
+    Args:
+        plan: the network.
+        idents: C name of each layer's struct and prefix of its tables, by node name.
+        codebooks: C name of each codebook's table, by codebook name.
+        buffers: C expression of the place of every tensor, by tensor name.
+
+    Raises: InternalError when plan and graph do not belong together, or a value does not fit its C field.
+    """
+    if [step.node for step in plan.steps] != [node.name for node in plan.graph.nodes]:
+        raise InternalError("the plan's steps are not the graph's nodes")
+    return tuple(_step_view(plan, number, idents, codebooks, buffers) for number in range(len(plan.steps)))
+
+
+def _step_view(
+    plan: Plan, number: int, idents: Mapping[str, str], codebooks: Mapping[str, str], buffers: Mapping[str, str]
+) -> StepView:
+    node, step = plan.graph.nodes[number], plan.steps[number]
+    ident = idents[node.name]
+    reads = " + ".join(shape_text(plan.graph.tensor(name)) for name in node.inputs)
+    form = "" if step.form == "plain" else step.form
+    how = ", ".join(text for text in (f"{reads} -> {shape_text(node.output)}", weights_text(node), form) if text)
+    arguments = [f"&{ident}", *(buffers[name] for name in node.inputs), buffers[node.output.name]]
+    if isinstance(node, IntConv2d):
+        arguments.append(f"{ARENA} + {plan.scratch_offsets[number]}" if step.scratch_bytes else "NULL")
+    return StepView(
+        number=number,
+        layer=node.name,
+        comment=comment_lines(f"{number}  {node.name}: {op_text(node)}; {how}. PyTorch: {modules_text(node)}", indent=4),
+        title=comment_lines(f"{number}  {node.name}: {op_text(node)}. PyTorch: {modules_text(node)}"),
+        ident=ident,
+        c_type=struct_name(node),
+        params=params(plan.graph, node, step.tile, ident, codebooks),
+        call=flow(f"{_function(node, step.form)}(", arguments, ", ", ");", indent=4),
+        result=buffers[node.output.name],
+        result_bytes=node.output.size_bytes,
+    )
+
+
+def _function(node: IntNode, form: Form) -> str:
+    match node:
+        case IntConv2d():
+            allowed = {"KqWeights": ("decode", "reuse"), 8: ("direct",), 6: ("unpack",), 4: ("unpack",)}
+            if form not in allowed["KqWeights" if isinstance(node.weights, KqWeights) else node.weights.bits]:
+                raise InternalError(f"layer {node.name}: form {form} does not suit {weights_text(node)} weights")
+            return CONV_FUNCTIONS[form]
+        case IntAdd():
+            return "kq_add_s8"
+        case IntAvgPool():
+            return "kq_avg_pool_s8"
+        case IntMaxPool():
+            return "kq_max_pool_s8"
+        case IntClamp():
+            return "kq_clamp_s8"
+        case IntSlicePad():
+            return "kq_slice_pad_s8"
+        case _:
+            raise InternalError(f"layer {node.name}: the runtime has no function for {type(node).__name__}")

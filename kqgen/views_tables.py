@@ -1,0 +1,100 @@
+"""Views of the constant tables: what each array holds, how it is packed, and its initialisers as text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kqgen.bits import pack_codebook, pack_indices, pack_uniform
+from kqgen.errors import InternalError
+from kqgen.intgraph import Array, IntCodebook, IntConv2d, IntGraph, UniformWeights
+from kqgen.views_params import conv_tables
+from kqgen.views_text import array_rows, comment_lines, hex_rows, int32_literal, thousands
+
+
+@dataclass(frozen=True, slots=True)
+class TableView:
+    """One constant array.
+
+    Attributes:
+        ident: its C name.
+        c_type: type of an element.
+        count: elements.
+        size_bytes: all of it.
+        comment: lines of the comment above it.
+        rows: initialisers, each row ending in a comma.
+    """
+
+    ident: str
+    c_type: str
+    count: int
+    size_bytes: int
+    comment: tuple[str, ...]
+    rows: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TableGroupView:
+    """The arrays of one layer, or one codebook: `heading` is the comment lines that open them."""
+
+    heading: tuple[str, ...]
+    tables: tuple[TableView, ...]
+
+
+def layer_tables(graph: IntGraph, prefix: str, node: IntConv2d, modules: str) -> TableGroupView:
+    """The tables of one convolution, weights first; `modules` names the PyTorch modules it came from."""
+    names = conv_tables(prefix, node)
+    c_out = node.output.c
+    tables = [
+        _weights_table(graph, names.weights, node),
+        _numbers(names.bias, "int32_t", 4, node.requant.bias, f"biases of {c_out} output channels, on the accumulator: SPEC 5.1"),
+        _numbers(names.multiplier, "int16_t", 2, node.requant.multiplier, f"multipliers of {c_out} output channels: SPEC 3.2"),
+        _numbers(names.shift, "uint8_t", 1, node.requant.shift, f"shifts of {c_out} output channels: SPEC 3.2"),
+    ]
+    if names.pad_values != "NULL":
+        what = f"what padded positions read in each of {node.in_shape[2]} input channels: SPEC 5.1"
+        tables.append(_numbers(names.pad_values, "int8_t", 1, node.pad_values, what))
+    return TableGroupView(comment_lines(f"---- {node.name}, from {modules}"), tuple(tables))
+
+
+def codebook_table(ident: str, codebook: IntCodebook, users: str) -> TableGroupView:
+    """The table of one codebook; `users` lists the layers that index it."""
+    count, k_h, k_w = codebook.values.shape
+    what = (
+        f"{_counted(count, 'codeword')} x {_counted(k_h * k_w, 'value')} x 6 bits, two's complement, row by row"
+        f"{', each also its negative' if codebook.sign else ''}: SPEC 4.3"
+    )
+    heading = comment_lines(f"---- {codebook.name}, the codebook of {users}")
+    return TableGroupView(heading, (_packed(ident, pack_codebook(codebook.values), codebook.packed_bytes, what),))
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{thousands(count)} {word}" + ("" if count == 1 else "s")
+
+
+def _weights_table(graph: IntGraph, ident: str, node: IntConv2d) -> TableView:
+    c_out, c_in = node.output.c, node.in_shape[2]
+    k_h, k_w = node.kernel
+    stored = node.weights
+    if isinstance(stored, UniformWeights):
+        order = f"[{c_out} out][{k_h}][{k_w}][{c_in} in]"
+        what = f"{_counted(stored.values.size, 'weight')} x {stored.bits} bits, two's complement, {order}: SPEC 4.4"
+        return _packed(ident, pack_uniform(stored.values, stored.bits), stored.packed_bytes, what)
+    split = f" ({stored.index_bits - 1} index, 1 sign)" if graph.codebook(stored.codebook).sign else ""
+    what = f"{_counted(stored.codes.size, 'kernel')} x {_counted(stored.index_bits, 'bit')}{split}, [{c_in} in][{c_out} out]: SPEC 4.2"
+    return _packed(ident, pack_indices(stored.codes, stored.negative, stored.index_bits), stored.packed_bytes, what)
+
+
+def _packed(ident: str, packed: bytes, expected_bytes: int, what: str) -> TableView:
+    if len(packed) != expected_bytes:
+        raise InternalError(f"table {ident} packs into {len(packed)} bytes, its size was given as {expected_bytes}")
+    comment = comment_lines(f"{what}; {_counted(len(packed), 'byte')}")
+    return TableView(ident, "uint8_t", len(packed), len(packed), comment, hex_rows(packed))
+
+
+def _numbers(ident: str, c_type: str, width_bytes: int, values: Array, what: str) -> TableView:
+    literals = [int32_literal(int(value)) for value in np.asarray(values).reshape(-1)]
+    size_bytes = width_bytes * len(literals)
+    comment = comment_lines(f"{what}; {_counted(size_bytes, 'byte')}")
+    return TableView(ident, c_type, len(literals), size_bytes, comment, array_rows(literals))

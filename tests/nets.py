@@ -1,0 +1,266 @@
+"""Hand-made integer networks: every node type, form and width, with fixed seeds, planned by the real planner."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from kqgen import memory, oracle, plan_check
+from kqgen.emit import Golden, GoldenVector
+from kqgen.intgraph import (
+    Int8,
+    IntAdd,
+    IntAvgPool,
+    IntClamp,
+    IntCodebook,
+    IntConv2d,
+    IntGraph,
+    IntMaxPool,
+    IntNode,
+    IntSlicePad,
+    KqWeights,
+    Padding,
+    Pair,
+    QTensor,
+    Requant,
+    UniformWeights,
+    frozen,
+)
+from kqgen.plan import Form, Plan
+from kqgen.schedule import schedule
+
+NO_PADDING: Padding = (0, 0, 0, 0)
+
+
+@dataclass
+class Builder:
+    """Adds nodes one after the other; the last one made is the default input of the next."""
+
+    name: str
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.rng = np.random.default_rng(self.seed)
+        self.inputs: list[QTensor] = []
+        self.nodes: list[IntNode] = []
+        self.codebooks: list[IntCodebook] = []
+
+    def input(self, name: str, h: int, w: int, c: int, scale: float = 0.0078125, zero_point: int = -3) -> str:
+        """An input tensor."""
+        self.inputs.append(QTensor(name, h, w, c, scale, zero_point))
+        return name
+
+    def tensor(self, name: str | None) -> QTensor:
+        """The tensor of that name, else the newest."""
+        made = [*self.inputs, *(node.output for node in self.nodes)]
+        return made[-1] if name is None else next(tensor for tensor in made if tensor.name == name)
+
+    def codebook(self, name: str, codewords: int, kernel: Pair, sign: bool) -> str:
+        """A codebook of random codewords within the bounds of SPEC 4.3."""
+        values = self.rng.integers(-31, 32, (codewords, *kernel))
+        sums = np.abs(values).reshape(codewords, -1).sum(axis=1)
+        values = np.where((sums > 255)[:, None, None], values * 255 // np.maximum(sums, 1)[:, None, None], values)
+        values = np.where((np.abs(values).reshape(codewords, -1).sum(axis=1) > 255)[:, None, None], values // 2, values)
+        self.codebooks.append(IntCodebook(name, frozen(values, np.int8), sign))
+        return name
+
+    def requant(self, weights: Int8, acc_shift: int = 0) -> Requant:
+        """Biases and factors that use the int8 range well and now and then saturate."""
+        c_out = len(weights)
+        taps = weights.reshape(c_out, -1).astype(np.float64)
+        spread = np.sqrt((taps**2).sum(axis=1)) * 74 + 1
+        factor = 50 / spread * self.rng.uniform(0.6, 1.6, c_out) / 2**acc_shift
+        shift = np.clip(np.floor(-np.log2(factor)).astype(np.int64) - 1, 1, 22)
+        multiplier = np.clip(np.round(factor * 2.0 ** (shift + 16)), 1, 32767)
+        return Requant(
+            bias=frozen(self.rng.integers(-3, 4, c_out) * spread.astype(np.int64), np.int32),
+            multiplier=frozen(multiplier, np.int16),
+            shift=frozen(shift, np.uint8),
+            acc_shift=acc_shift,
+        )
+
+    def conv(
+        self, name: str, c_out: int, kernel: Pair, *, stride: Pair = (1, 1), padding: Padding = NO_PADDING, bits: int = 8,
+        codebook: str | None = None, dense: bool = False, mixed_pads: bool = False, lo: int = -128, source: str | None = None,
+        acc_shift: int = 0, sources: tuple[str, ...] | None = None,
+    ) -> str:  # fmt: skip
+        """A convolution with uniform weights of `bits` bits, or with kernels from `codebook`."""
+        given = self.tensor(source)
+        in_shape = (1, 1, given.size_bytes) if dense else (given.h, given.w, given.c)
+        height = (in_shape[0] + padding[0] + padding[1] - kernel[0]) // stride[0] + 1
+        width = (in_shape[1] + padding[2] + padding[3] - kernel[1]) // stride[1] + 1
+        stored: UniformWeights | KqWeights
+        if codebook is None:
+            limit = 2 ** (bits - 1) - 1
+            stored = UniformWeights(bits, frozen(self.rng.integers(-limit, limit + 1, (c_out, *kernel, in_shape[2])), np.int8))
+            weights: Int8 = stored.values
+        else:
+            book = next(entry for entry in self.codebooks if entry.name == codebook)
+            shape = (c_out, in_shape[2])
+            negative = self.rng.random(shape) < 0.5 if book.sign else np.zeros(shape, bool)
+            codes = frozen(self.rng.integers(0, book.codewords, shape), np.int16)
+            stored = KqWeights(codebook, book.index_bits, codes, frozen(negative, np.bool_))
+            weights = np.where(negative[..., None, None], -book.values[stored.codes], book.values[stored.codes])
+        pads = self.rng.integers(-128, 128, in_shape[2]) if mixed_pads else np.full(in_shape[2], given.zero_point)
+        self.nodes.append(
+            IntConv2d(
+                name=name,
+                path=name.replace("_", "."),
+                sources=(name.replace("_", "."),) if sources is None else sources,
+                inputs=(given.name,),
+                output=QTensor(name, height, width, c_out, 0.05, int(self.rng.integers(-20, 20))),
+                lo=lo,
+                hi=127,
+                dense=dense,
+                in_shape=in_shape,
+                kernel=kernel,
+                stride=stride,
+                padding=padding,
+                pad_values=frozen(pads, np.int8),
+                weights=stored,
+                requant=self.requant(weights, acc_shift),
+                weight_scale=frozen(np.full(c_out, 0.01), np.float32),
+                reason="hand-made",
+            )
+        )
+        return name
+
+    def add(self, name: str, a: str, b: str, lo: int = -128) -> str:
+        """Sum of two maps."""
+        left = self.tensor(a)
+        shift, m_a, m_b, zero_point = 14, 9000, 12345, -7
+        bias = -m_a * left.zero_point - m_b * self.tensor(b).zero_point + (zero_point << shift) + (1 << (shift - 1))
+        output = QTensor(name, left.h, left.w, left.c, 0.07, zero_point)
+        self.nodes.append(IntAdd(name, "", ("", "relu"), (a, b), output, lo, 127, m_a, m_b, bias, shift))
+        return name
+
+    def avg_pool(self, name: str, kernel: Pair, stride: Pair | None = None, padding: Padding = NO_PADDING) -> str:
+        """Mean over windows."""
+        given, step = self.tensor(None), stride or kernel
+        output = replace(self._pooled(name, given, kernel, step, padding), zero_point=given.zero_point)
+        window = kernel[0] * kernel[1]
+        multiplier = int(np.clip(round(2.0**19 / window), 1, 32767))
+        self.nodes.append(
+            IntAvgPool(name, name, (name,), (given.name,), output, -128, 127, kernel, step, padding, given.zero_point,
+                       -window * given.zero_point, multiplier, 3, 0)
+        )  # fmt: skip
+        return name
+
+    def max_pool(self, name: str, kernel: Pair, stride: Pair | None = None, padding: Padding = NO_PADDING) -> str:
+        """Maximum over windows."""
+        given, step = self.tensor(None), stride or kernel
+        output = self._pooled(name, given, kernel, step, padding)
+        self.nodes.append(IntMaxPool(name, name, (name,), (given.name,), output, -128, 127, kernel, step, padding))
+        return name
+
+    def clamp(self, name: str, lo: int, hi: int) -> str:
+        """Clamp in place of an activation."""
+        given = self.tensor(None)
+        self.nodes.append(IntClamp(name, "", ("",), (given.name,), replace(given, name=name), lo, hi))
+        return name
+
+    def slice_pad(self, name: str, step: Pair, c_before: int, c_after: int, source: str | None = None) -> str:
+        """Every step-th row and column, channels added."""
+        given = self.tensor(source)
+        height, width = -(-given.h // step[0]), -(-given.w // step[1])
+        output = replace(given, name=name, h=height, w=width, c=given.c + c_before + c_after)
+        self.nodes.append(
+            IntSlicePad(name, "", ("",), (given.name,), output, -128, 127, (0, 0), step, c_before, c_after, given.zero_point)
+        )
+        return name
+
+    @staticmethod
+    def _pooled(name: str, given: QTensor, kernel: Pair, stride: Pair, padding: Padding) -> QTensor:
+        height = (given.h + padding[0] + padding[1] - kernel[0]) // stride[0] + 1
+        width = (given.w + padding[2] + padding[3] - kernel[1]) // stride[1] + 1
+        return replace(given, name=name, h=height, w=width)
+
+    def graph(self, outputs: Sequence[str] | None = None) -> IntGraph:
+        """The network; its output is the last node unless said otherwise."""
+        return IntGraph(
+            name=self.name,
+            inputs=tuple(self.inputs),
+            nodes=tuple(self.nodes),
+            outputs=tuple(outputs or [self.nodes[-1].name]),
+            flattened=frozenset(),
+            codebooks=tuple(self.codebooks),
+        )
+
+
+def make_plan(graph: IntGraph, forms: Mapping[str, Form] | None = None) -> Plan:
+    """Schedule, memory plan and its independent check."""
+    made = memory.plan(graph, schedule(graph, dict(forms or {})))
+    plan_check.check(made)
+    return made
+
+
+def random_inputs(graph: IntGraph, count: int, seed: int = 1) -> tuple[Int8, ...]:
+    """Uniform random int8 images, one array (count, h, w, c) an input."""
+    rng = np.random.default_rng(seed)
+    return tuple(rng.integers(-128, 128, (count, tensor.h, tensor.w, tensor.c)).astype(np.int8) for tensor in graph.inputs)
+
+
+def run_reference(graph: IntGraph, inputs: Sequence[Int8]) -> dict[str, Int8]:
+    """Every tensor by the integer reference."""
+    return oracle.run(graph, {tensor.name: array for tensor, array in zip(graph.inputs, inputs, strict=True)})
+
+
+def make_golden(graph: IntGraph, inputs: Sequence[Int8], count: int = 1) -> Golden:
+    """Golden vectors of the first `count` images, from the integer reference and zlib's CRC."""
+    tensors = run_reference(graph, inputs)
+    return Golden(
+        tuple(
+            GoldenVector(
+                inputs=tuple(array[image].tobytes() for array in inputs),
+                outputs=tuple(np.ascontiguousarray(tensors[name][image]).tobytes() for name in graph.outputs),
+                step_crcs=tuple(zlib.crc32(np.ascontiguousarray(tensors[node.name][image]).tobytes()) for node in graph.nodes),
+            )
+            for image in range(count)
+        )
+    )
+
+
+def residual() -> IntGraph:
+    """A small residual network with every node type, two codebooks, 8-, 6- and 4-bit layers and odd sizes."""
+    net = Builder("residual")
+    net.input("x", 11, 9, 3)
+    net.codebook("book_3x3", 24, (3, 3), True)
+    net.codebook("book_1x5", 5, (1, 5), False)
+    net.conv("stem", 8, (3, 3), padding=(1, 1, 1, 1), mixed_pads=True, lo=-20, sources=("stem.0", "stem.1", "stem.2"))
+    net.conv("b1_conv1", 8, (3, 3), padding=(1, 1, 1, 1), codebook="book_3x3")
+    net.conv("b1_conv2", 8, (3, 3), padding=(1, 1, 1, 1), codebook="book_3x3", mixed_pads=True)
+    net.add("b1_add", "stem", "b1_conv2", lo=-7)
+    net.conv("b2_conv", 17, (3, 3), stride=(2, 2), padding=(1, 1, 1, 1), codebook="book_3x3")
+    net.slice_pad("b2_skip", (2, 2), 4, 5, source="b1_add")
+    net.add("b2_add", "b2_conv", "b2_skip")
+    net.max_pool("pool", (2, 2), (1, 1), (1, 0, 0, 1))
+    net.conv("wide", 6, (1, 5), padding=(0, 0, 2, 2), codebook="book_1x5")
+    net.clamp("relu", -5, 90)
+    net.conv("six", 7, (3, 2), padding=(0, 1, 1, 0), bits=6, acc_shift=2)
+    net.avg_pool("mean", (3, 3), (2, 2), (1, 0, 1, 0))
+    net.conv("four", 9, (1, 1), bits=4)
+    net.conv("fc", 10, (1, 1), dense=True)
+    return net.graph()
+
+
+def two_ports() -> IntGraph:
+    """Two inputs of different size, two outputs, one of which a later layer reads."""
+    net = Builder("two_ports", seed=2)
+    net.input("Left", 6, 6, 4, zero_point=0)
+    net.input("right", 6, 6, 2, scale=0.1, zero_point=5)
+    net.conv("a", 5, (3, 3), padding=(1, 1, 1, 1), source="Left")
+    net.conv("run", 5, (1, 1), source="right")
+    net.add("sum", "a", "run")
+    net.conv("tail", 3, (3, 3), stride=(2, 2))
+    return net.graph(["sum", "tail"])
+
+
+def single() -> IntGraph:
+    """One 1x1 layer: no arena needed, the input goes straight to the output."""
+    net = Builder("single", seed=3)
+    net.input("x", 2, 3, 4)
+    net.conv("only", 2, (1, 1))
+    return net.graph()
