@@ -167,8 +167,7 @@ def _compile(
 
 def compress(graph: Graph, samples: Samples, compression: Compression, tell: Tell = _silent) -> tuple[IntGraph, tuple[str, ...]]:
     """The integer graph of a simplified float graph, and warnings for the user."""
-    tell("calibrating", 0.0)
-    ranges = calibrate(graph, samples, lambda fraction: tell("calibrating", fraction))
+    ranges = calibrate(graph, samples, tell)
     quantised = quantise(graph, compression, samples, ranges, tell)
     tell("lowering to integers", 0.0)
     return lower(graph, ranges, quantised, compression.weights), quantised.warnings
