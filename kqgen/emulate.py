@@ -35,11 +35,10 @@ _EXCEPTIONS = {
     1: "an instruction this core does not have",
     2: "a supervisor call",
     3: "a prefetch abort",
-    4: "a data abort",
+    4: "an unaligned access, which this core cannot do",
     _BREAKPOINT: "a breakpoint that is no semihosting call",
     17: "an instruction of a coprocessor this core does not have",
     18: "code that is not Thumb",
-    22: "an unaligned access, which this core cannot do",
 }
 
 
@@ -86,7 +85,7 @@ class Machine:
             raise ToolchainError("unicorn did not take the core", found=str(self.uc.ctl_get_cpu_model()), wanted=board.core.title)
         self.image = image
         self.emulator = f"unicorn {metadata.version('unicorn')}"
-        self._const, self._error = arm_const, unicorn.UcError
+        self._const, self._error, self._invalid = arm_const, unicorn.UcError, unicorn.UC_ERR_INSN_INVALID
         self._kinds = {
             unicorn.UC_MEM_READ_UNMAPPED: "a read outside the board's memory",
             unicorn.UC_MEM_WRITE_UNMAPPED: "a write outside the board's memory",
@@ -145,7 +144,7 @@ class Machine:
             self.pc = self.read("PC") & ~1
             for access in self._accesses:
                 raise self._fault(f"{access.what}, address 0x{access.address:08x}") from error
-            raise self._fault(str(error)) from error
+            raise self._fault(_EXCEPTIONS[1] if error.errno == self._invalid else str(error)) from error
         self.pc = self.read("PC") & ~1
         if not self._interrupts:
             if until is not None and self.pc == stop:
