@@ -16,7 +16,7 @@ from kqgen.thumb import Program, insn_size
 from kqgen.thumb_insn import LR, PC, SP, Insn, Kind
 
 _UNKNOWN = 1 << 30
-_DEEPEST = 1 << 24
+_VISITS = 64  # ways of different depth to one place: code that is not a loop of pushes has one or two
 # GCC's and lld's jump islands: `__name_veneer`, `__ThumbV7ABSLongThunk_name` and their kin.
 _ISLAND = re.compile(r"^__(?:(?P<gnu>.+)_veneer|Thumb\w*?Thunk_(?P<lld>.+))$")
 # libgcc's switch helpers for Armv6-M: bytes of a table entry, signed, whether it counts halfwords (else bytes off an aligned table).
@@ -123,6 +123,7 @@ class _Walker:
         self._entries = {place.address: other for other, place in functions.items()}
         self._todo: list[tuple[int, int]] = [(body[0].address, 0)]
         self._seen: dict[int, int] = {}
+        self._visits: dict[int, int] = {}
         self._literals: set[int] = set()
         self._swept = False
         self._deepest = 0
@@ -160,13 +161,15 @@ class _Walker:
     def _follow(self, address: int, depth: int) -> None:
         run: list[Insn] = []
         while self._inside(address) and address not in self._literals and self._seen.get(address, -1) < depth:
-            for insn in self._next(address):
+            insns = self._next(address)
+            self._visits[address] = self._visits.get(address, 0) + 1
+            if self._visits[address] > _VISITS:
+                raise self._error(insns[0], "a loop that pushes", "keep pushes out of loops")
+            for insn in insns:
                 self._seen[insn.address] = depth
                 step = _depth_step(self._program, run, insn)
                 depth = _UNKNOWN if step is None or depth == _UNKNOWN else depth + step
                 self._deepest = max(self._deepest, depth)
-                if _DEEPEST < depth < _UNKNOWN:
-                    raise self._error(insn, "a loop that pushes", "report this function's code")
                 place = _literal_address(insn) if insn.kind is Kind.LOAD else None
                 if place is not None:
                     self._literals.update((place, place + 2))
