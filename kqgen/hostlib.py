@@ -10,12 +10,11 @@ from __future__ import annotations
 import hashlib
 import importlib.machinery
 import importlib.util
-import itertools
 import os
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,11 +36,15 @@ STRICT_FLAGS = (
 )  # fmt: skip
 """What model, runtime and batch loop are compiled with; cffi's own C is not held to it."""
 
-_COMMON_FLAGS = ("-fPIC", "-fno-common", "-fno-strict-overflow", "-ffp-contract=off")
+_COMMON_FLAGS = ("-fPIC", "-fno-common")
+_ZIG_FLAGS = ("-fno-sanitize=undefined",)  # zig cc turns traps on by itself
 _PLAIN_FLAGS = ("-O3",)
 _SANITIZE_FLAGS = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 
 _WRONG_TAPS = -100
+
+CHUNK_IMAGES = 64
+"""Images of one call into C: few enough that progress is told and an interrupt heard, enough that Python's share is nothing."""
 
 _DECLARATIONS = """\
 uint32_t kqgen_host_arena_bytes(void);
@@ -60,6 +63,9 @@ _HEADER = f"""\
 {_DECLARATIONS}
 #endif
 """
+
+
+Tell = Callable[[float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,45 +104,57 @@ class HostLibrary:
     _ffi: Any
     _lib: Any
 
-    def run(self, inputs: Int8 | Sequence[Int8], threads: int | None = None) -> tuple[Int8, ...]:
+    def run(self, inputs: Int8 | Sequence[Int8], threads: int | None = None, tell: Tell | None = None) -> tuple[Int8, ...]:
         """Runs a batch.
 
         Args:
             inputs: one array an input tensor, in the graph's order; a network of one input also takes the array alone.
             threads: at most so many at once, each with an arena of its own; None: one a processor.
+            tell: progress, called with the fraction done.
 
         Shapes: inputs and results (N, h, w, c) int8.
 
         Raises: InputError when number, dtype or shape of the arrays is wrong.
         """
-        return self._run(inputs, threads)[0]
+        return self._run(inputs, threads, tell)[0]
 
-    def run_tapped(self, inputs: Int8 | Sequence[Int8], threads: int | None = None) -> tuple[tuple[Int8, ...], tuple[Int8, ...]]:
-        """Runs a batch; (outputs, the output of every step in execution order), all (N, h, w, c) int8.
+    def run_tapped(
+        self, inputs: Int8 | Sequence[Int8], threads: int | None = None, tell: Tell | None = None
+    ) -> tuple[tuple[Int8, ...], tuple[Int8, ...]]:
+        """Runs a batch; (outputs, the output of every step in execution order), all (N, h, w, c) int8. Arguments as of `run`.
 
         Raises: as `run`; InternalError when the library was built without taps.
         """
         if not self.tap:
             raise InternalError(f"the host library of {self.graph.name} was built without taps")
-        return self._run(inputs, threads)
+        return self._run(inputs, threads, tell)
 
-    def _run(self, inputs: Int8 | Sequence[Int8], threads: int | None) -> tuple[tuple[Int8, ...], tuple[Int8, ...]]:
+    def _run(
+        self, inputs: Int8 | Sequence[Int8], threads: int | None, tell: Tell | None
+    ) -> tuple[tuple[Int8, ...], tuple[Int8, ...]]:
         given = _checked(self.graph, inputs)
         count = len(given[0])
         outputs = tuple(_empty(count, self.graph.tensor(name)) for name in self.graph.outputs)
         layers = tuple(_empty(count, node.output) for node in self.graph.nodes) if self.tap else ()
         workers = max(1, min(threads or _processors(), count))
-        borders = [count * worker // workers for worker in range(workers + 1)]
-        pieces = [slice(start, stop) for start, stop in itertools.pairwise(borders)]
+        chunk = max(1, min(CHUNK_IMAGES, -(-count // workers)))
+        pieces = [slice(start, min(start + chunk, count)) for start in range(0, count, chunk)]
 
-        def run_piece(piece: slice) -> None:
+        def run_piece(piece: slice) -> int:
             self._call([array[piece] for array in given], [array[piece] for array in outputs], [array[piece] for array in layers])
+            return int(piece.stop)
 
         if workers == 1:
-            run_piece(pieces[0])
-        else:
-            with ThreadPoolExecutor(workers) as pool:
-                list(pool.map(run_piece, pieces))
+            for piece in pieces:
+                _told(tell, run_piece(piece) / count)
+            return outputs, layers
+        with ThreadPoolExecutor(workers) as pool:
+            try:
+                for stop in pool.map(run_piece, pieces):
+                    _told(tell, stop / count)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
         return outputs, layers
 
     def _call(self, inputs: Sequence[Int8], outputs: Sequence[Int8], layers: Sequence[Int8]) -> None:
@@ -170,7 +188,8 @@ def build_library(
     """
     sources = _sources(folder, graph.name)
     compiler = find_host_compiler()
-    flags = (*_COMMON_FLAGS, *(_SANITIZE_FLAGS if sanitize else _PLAIN_FLAGS), *(("-DKQGEN_TAP",) if tap else ()))
+    own = _SANITIZE_FLAGS if sanitize else (*_PLAIN_FLAGS, *(_ZIG_FLAGS if compiler.kind == "zig" else ()))
+    flags = (*_COMMON_FLAGS, *own, *(("-DKQGEN_TAP",) if tap else ()))
     glue = render("hostlib.c.j2", _host_view(graph))
     key = _key(folder, [*sources, *_headers(folder)], (glue, _HEADER, *flags, *STRICT_FLAGS, compiler.title))
     name = f"_kqgen_{graph.name}_{key}"
@@ -320,6 +339,11 @@ def _checked(graph: IntGraph, given: Int8 | Sequence[Int8]) -> list[Int8]:
                 do="quantise as the header says: q = real / scale + zero point, channels last",
             )
     return [np.ascontiguousarray(array) for array in inputs]
+
+
+def _told(tell: Tell | None, fraction: float) -> None:
+    if tell is not None:
+        tell(fraction)
 
 
 def _empty(count: int, tensor: QTensor) -> Int8:

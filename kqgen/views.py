@@ -20,7 +20,7 @@ from kqgen.plan import ARENA_ALIGN_BYTES, Plan
 from kqgen.sizes import STRUCT_BYTES, layer_sizes, tables_bytes
 from kqgen.views_project import ProjectView, project_view
 from kqgen.views_selftest import Golden, SelftestView, selftest_view
-from kqgen.views_steps import ARENA, StepView, modules_text, op_text, shape_text, step_views, weights_text
+from kqgen.views_steps import ARENA, StepView, bits_per_weight_text, modules_text, op_text, shape_text, step_views, weights_text
 from kqgen.views_tables import TableGroupView, codebook_table, layer_tables
 from kqgen.views_text import aligned_rows, check_model_name, decimal, distinct, flow, thousands
 
@@ -298,17 +298,18 @@ def _example_lines(name: str, inputs: Sequence[BufferView], outputs: Sequence[Bu
 
 def _layer_lines(plan: Plan) -> tuple[str, ...]:
     """The header's table of layers: one line a step, codebooks below, and the total."""
-    head = ("step", "layer", "operation", "output", "weights", "form", "table bytes")
+    head = ("step", "layer", "operation", "output", "weights", "bits/w", "form", "bytes")
     rows = [head]
     for number, (node, step) in enumerate(zip(plan.graph.nodes, plan.steps, strict=True)):
         form = "" if step.form == "plain" else step.form
         size = thousands(layer_sizes(node).total)
-        rows.append((str(number), node.name, op_text(node), shape_text(node.output), weights_text(node), form, size))
+        stored = (weights_text(plan.graph, node), bits_per_weight_text(node))
+        rows.append((str(number), node.name, op_text(node), shape_text(node.output), *stored, form, size))
     for codebook in plan.graph.codebooks:
-        text = f"{codebook.codewords} codewords" + (", signed" if codebook.sign else "")
-        rows.append(("", codebook.name, f"codebook, {text}", "", "6-bit", "", thousands(codebook.packed_bytes)))
-    rows.append(("", "total", "", "", "", "", thousands(tables_bytes(plan.graph))))
-    return aligned_rows(rows, right=(0, 6))
+        text = f"codebook, {codebook.codewords} of {codebook.values.shape[1]}x{codebook.values.shape[2]}"
+        rows.append(("", codebook.name, text, "", "6-bit", "", "", thousands(codebook.packed_bytes)))
+    rows.append(("", "total", "", "", "", "", "", thousands(tables_bytes(plan.graph))))
+    return aligned_rows(rows, right=(0, 5, 7))
 
 
 def _groups(graph: IntGraph, idents: Mapping[str, str], codebooks: Mapping[str, str]) -> tuple[TableGroupView, ...]:

@@ -11,6 +11,7 @@ from kqgen.intgraph import (
     IntAvgPool,
     IntClamp,
     IntConv2d,
+    IntGraph,
     IntMaxPool,
     IntNode,
     IntSlicePad,
@@ -103,13 +104,21 @@ def modules_text(node: IntNode) -> str:
     return ", ".join(dict.fromkeys(path or "forward()" for path in node.sources or (node.path,)))
 
 
-def weights_text(node: IntNode) -> str:
-    """How a layer's weights are stored, empty for a layer without any."""
+def weights_text(graph: IntGraph, node: IntNode) -> str:
+    """How a layer's weights are stored, empty for a layer without any: `8-bit`, `KQ 6-bit`, `KQ 9+sign`."""
     if not isinstance(node, IntConv2d):
         return ""
-    if isinstance(node.weights, KqWeights):
-        return f"KQ {node.weights.index_bits}-bit"
-    return f"{node.weights.bits}-bit"
+    if not isinstance(node.weights, KqWeights):
+        return f"{node.weights.bits}-bit"
+    sign = graph.codebook(node.weights.codebook).sign
+    return f"KQ {node.weights.index_bits - 1}+sign" if sign else f"KQ {node.weights.index_bits}-bit"
+
+
+def bits_per_weight_text(node: IntNode) -> str:
+    """Stored bits of a weight, its share of the codebook not counted; empty for a layer without any."""
+    if not isinstance(node, IntConv2d):
+        return ""
+    return f"{8 * node.weights.packed_bytes / node.weight_count:.2f}"
 
 
 def step_views(plan: Plan, idents: Mapping[str, str], codebooks: Mapping[str, str], buffers: Mapping[str, str]) -> tuple[StepView, ...]:
@@ -135,7 +144,7 @@ def _step_view(
     ident = idents[node.name]
     reads = " + ".join(shape_text(plan.graph.tensor(name)) for name in node.inputs)
     form = "" if step.form == "plain" else step.form
-    how = ", ".join(text for text in (f"{reads} -> {shape_text(node.output)}", weights_text(node), form) if text)
+    how = ", ".join(text for text in (f"{reads} -> {shape_text(node.output)}", weights_text(plan.graph, node), form) if text)
     arguments = [f"&{ident}", *(buffers[name] for name in node.inputs), buffers[node.output.name]]
     if isinstance(node, IntConv2d):
         arguments.append(f"{ARENA} + {plan.scratch_offsets[number]}" if step.scratch_bytes else "NULL")
@@ -158,7 +167,7 @@ def _function(node: IntNode, form: Form) -> str:
         case IntConv2d():
             allowed = {"KqWeights": ("decode", "reuse"), 8: ("direct",), 6: ("unpack",), 4: ("unpack",)}
             if form not in allowed["KqWeights" if isinstance(node.weights, KqWeights) else node.weights.bits]:
-                raise InternalError(f"layer {node.name}: form {form} does not suit {weights_text(node)} weights")
+                raise InternalError(f"layer {node.name}: form {form} does not suit its weights")
             return CONV_FUNCTIONS[form]
         case IntAdd():
             return "kq_add_s8"
