@@ -26,7 +26,7 @@ from torch.export import ExportedProgram
 from kqgen import oracle, stack, store
 from kqgen import report as reports
 from kqgen.bench import BenchReport, bench
-from kqgen.board import Board, bench_board, load_board, load_core
+from kqgen.board import Board, bench_board, board_names, load_board, load_core
 from kqgen.calibrate import calibrate
 from kqgen.compare import FloatAgreement, float_agreement
 from kqgen.emit import Golden, GoldenVector, Meta, SourceTree, emit
@@ -38,13 +38,13 @@ from kqgen.image import Image, build_image
 from kqgen.intgraph import IntGraph
 from kqgen.ir import Graph, Input
 from kqgen.kq import quantise
-from kqgen.loading import load_model
+from kqgen.loading import LoadedModel, load_model, with_examples
 from kqgen.lower import lower
 from kqgen.options import Codebook, Compression, Weights
 from kqgen.plan import Plan
-from kqgen.pt2 import load_pt2, save_pt2
+from kqgen.pt2 import load_pt2
 from kqgen.report import Measured, Report
-from kqgen.samples import Samples, read_samples
+from kqgen.samples import Samples, npz_shapes, read_samples
 from kqgen.simplify import simplify
 from kqgen.targets import ToolchainName, join_inputs, make_targets
 from kqgen.toolchain import find_toolchain
@@ -130,8 +130,17 @@ def compile_file(
 ) -> Compiled:  # fmt: skip
     """Compiles a .pt2 file or package.module:factory; see `compile`."""
     tell("reading the model", 0.0)
-    loaded = load_model(model, state=state, calibration=calibration)
-    return _compile(loaded.program, name or loaded.name, calibration, board, compression, out, build, toolchain, tell, write_report)
+    loaded = load_model(model, state)
+    program = loaded.program or _export(loaded, calibration)
+    return _compile(program, name or loaded.name, calibration, board, compression, out, build, toolchain, tell, write_report)
+
+
+def _export(loaded: LoadedModel, calibration: Path) -> ExportedProgram:
+    """A factory's module as a program; an example shape that it did not give is that of the calibration images."""
+    shapes = [] if loaded.example_inputs else [shape for _, shape in npz_shapes(calibration)]
+    complete = with_examples(loaded, shapes)
+    assert complete.module is not None
+    return export_module(complete.module, complete.example_inputs)
 
 
 def _compile(
@@ -211,10 +220,9 @@ def _write_sources(stage: Path, tree: SourceTree, graph: IntGraph, board: Board,
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8", newline="\n")
     (stage / f"{graph.name}{GRAPH_SUFFIX}").write_bytes(store.to_bytes(graph, {"board": board.name}))
-    save_pt2(program, stage / f"{graph.name}{FLOAT_SUFFIX}")
-    own_board = Path(board.where)
-    if own_board.is_file() and not board.is_known:
-        shutil.copyfile(own_board, stage / BOARD_FILE)
+    torch.export.save(program, stage / f"{graph.name}{FLOAT_SUFFIX}")
+    if board.name not in board_names():
+        shutil.copyfile(board.where, stage / BOARD_FILE)
 
 
 def build_report(folder: Path, plan: Plan, board: Board, toolchain: ToolchainName, build_dir: Path) -> tuple[Report, Image]:
