@@ -69,8 +69,9 @@ def build_image(
 ) -> Image:
     """Compiles the network in `sources` and links it with the harness for `board`.
 
-    The network is every .c of `sources` but the self-test, which brings a tap of its own, and of its folder runtime/. Objects, linker script and `<model>.elf` are written into `out_dir`, which is made. The image is the same for the same
-    sources, wherever the folders lie.
+    The network is every .c of `sources`, but not the self-test, which brings a tap of its own, and every .c of its folder runtime/.
+    Objects, linker script and `<model>.elf` are written into `out_dir`, which is made. The image is the same for the same sources,
+    wherever the folders lie.
 
     Raises: ToolchainError when a compiler fails, when objects need a function that no firmware has to have, when a frame has
         no fixed size or the code is for another core; CapacityError when a memory overflows; InputError without sources.
@@ -88,7 +89,7 @@ def build_image(
     port = runtime_dir() / "port"
     tap_flags = ("-DKQGEN_TAP",) if tap else ()
     port_flags = (*_PORT_FLAGS, *(_GCC_PORT_FLAGS if toolchain.kind == "gcc" else ()), *tap_flags)
-    model_units = [_Unit(path, f"model-{path.stem}.o", tap_flags) for path in files]
+    model_units = [_Unit(path, _object_name(path), tap_flags) for path in files]
     port_units = [_Unit(path, f"port-{path.stem}.o", port_flags) for path in sorted(port.glob("*.c"))]
     port_units.append(_Unit(out_dir / "harness.c", "port-harness.o", tap_flags))
 
@@ -117,6 +118,11 @@ def build_image(
         tables_bytes=elf.section_bytes(".kq_tables"),
         frames=_frames(model_objects, toolchain),
     )
+
+
+def _object_name(source: Path) -> str:
+    """The linker script knows network and runtime by the start "model-"; a network may be called like a file of the runtime."""
+    return f"model-{RUNTIME_FOLDER}-{source.stem}.o" if source.parent.name == RUNTIME_FOLDER else f"model-{source.stem}.o"
 
 
 def check_undefined(objects: Sequence[Elf], also: Set[str] = frozenset()) -> None:

@@ -106,6 +106,19 @@ def test_sizes_that_differ_from_the_header_do_not_compile(tmp_path: Path) -> Non
         _build(tmp_path, "gcc", "microbit", header=tiny.HEADER.replace("TINY_INPUT_BYTES 48u", "TINY_INPUT_BYTES 40u"))
 
 
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_an_output_folder_with_its_runtime_apart(tmp_path: Path, compiler: ArmCompiler) -> None:
+    flat = _build(tmp_path, compiler, "nucleo-f446re")
+    folder = tiny.write_sources(tmp_path / "firmware")
+    (folder / "runtime").mkdir()
+    (folder / "kq_tiny.h").rename(folder / "runtime" / "kq_tiny.h")
+    # The network may be called like a file of the runtime.
+    (folder / "kq_tiny.c").rename(folder / "runtime" / "tiny.c")
+    (folder / "tiny_selftest.c").write_text("#error left out\n", encoding="utf-8")
+    image = build_image(folder, tiny.API, load_board("nucleo-f446re"), flat.toolchain, tmp_path / "other")
+    assert (image.code_bytes, image.tables_bytes, image.frames) == (flat.code_bytes, flat.tables_bytes, flat.frames)
+
+
 def test_no_sources_and_no_target(tmp_path: Path) -> None:
     require_tool("gcc")
     toolchain = find_toolchain("gcc")
