@@ -29,6 +29,12 @@ RUNTIME_VERSION = 1
 
 DIGEST_DIGITS = 12
 
+FUNCTIONS = ("run", "selftest", "tap")
+"""What follows the model's name in its functions."""
+
+TABLE_SUFFIXES = ("", "_indices", "_weights", "_bias", "_multiplier", "_shift", "_pad_values")
+"""What may follow a layer's C name: nothing for its struct, else its tables."""
+
 @dataclass(frozen=True, slots=True)
 class Meta:
     """Where the C comes from, for its banner.
@@ -142,8 +148,7 @@ def model_view(plan: Plan, board: Board, golden: Golden, meta: Meta, runtime_fil
     check_model_name(graph.name)
     macro = graph.name.upper()
     inputs, outputs = buffer_views(graph)
-    idents = _idents(graph)
-    codebooks = _codebook_idents(graph, idents)
+    idents, codebooks = _idents(graph)
     steps = step_views(plan, idents, codebooks, _places(plan, inputs, outputs))
     pointers = ["arena", *(buffer.param for buffer in (*inputs, *outputs))]
     pointer_types = ["const int8_t *"] * len(inputs) + ["int8_t *"] * len(outputs)
@@ -239,19 +244,16 @@ def _offset_text(zero_point: int) -> str:
     return f"(q - {zero_point})" if zero_point > 0 else f"(q + {-zero_point})"
 
 
-def _idents(graph: IntGraph) -> dict[str, str]:
-    """C name of each layer, apart from the functions that share the prefix."""
-    names = [node.name for node in graph.nodes]
-    return {name: f"{graph.name}_{ident}" for name, ident in zip(names, distinct(names, ("run", "selftest", "tap")), strict=True)}
-
-
-def _codebook_idents(graph: IntGraph, idents: Mapping[str, str]) -> dict[str, str]:
-    """C name of each codebook's table, apart from all names of layers and their tables."""
-    suffixes = ("", "_indices", "_weights", "_bias", "_multiplier", "_shift", "_pad_values")
-    taken = [ident.removeprefix(f"{graph.name}_") + suffix for ident in idents.values() for suffix in suffixes]
-    names = [codebook.name for codebook in graph.codebooks]
-    found = distinct(names, (*taken, "run", "selftest", "tap"))
-    return {name: f"{graph.name}_{ident}" for name, ident in zip(names, found, strict=True)}
+def _idents(graph: IntGraph) -> tuple[dict[str, str], dict[str, str]]:
+    """C names of layers and of codebooks, apart from one another, from all tables and from the functions of the same prefix."""
+    layers = [node.name for node in graph.nodes]
+    books = [codebook.name for codebook in graph.codebooks]
+    layer_names = distinct(layers, FUNCTIONS, TABLE_SUFFIXES)
+    book_names = distinct(books, (*FUNCTIONS, *(name + suffix for name in layer_names for suffix in TABLE_SUFFIXES)))
+    return (
+        {layer: f"{graph.name}_{name}" for layer, name in zip(layers, layer_names, strict=True)},
+        {book: f"{graph.name}_{name}" for book, name in zip(books, book_names, strict=True)},
+    )
 
 
 def _places(plan: Plan, inputs: Sequence[BufferView], outputs: Sequence[BufferView]) -> dict[str, str]:

@@ -36,19 +36,23 @@ def check_model_name(name: str) -> None:
         )
 
 
-def distinct(names: Sequence[str], taken: Iterable[str] = ()) -> tuple[str, ...]:
-    """The names, each changed by a number at its end where it would meet an earlier one or one of `taken` (case ignored).
+def distinct(names: Sequence[str], taken: Iterable[str] = (), suffixes: Sequence[str] = ("",)) -> tuple[str, ...]:
+    """The names, each with a number at its end where it would meet an earlier one or one of `taken`; case is ignored.
+
+    Every name also claims itself with each of `suffixes` behind it.
 
     >>> distinct(("a", "A", "run"), taken=("run",))
     ('a', 'A_2', 'run_2')
+    >>> distinct(("a", "a_bias"), suffixes=("", "_bias"))
+    ('a', 'a_bias_2')
     """
     seen = {name.lower() for name in taken}
     result: list[str] = []
     for name in names:
         candidate, number = name, 2
-        while candidate.lower() in seen:
+        while any((candidate + suffix).lower() in seen for suffix in suffixes):
             candidate, number = f"{name}_{number}", number + 1
-        seen.add(candidate.lower())
+        seen.update((candidate + suffix).lower() for suffix in suffixes)
         result.append(candidate)
     return tuple(result)
 

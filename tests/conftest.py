@@ -29,6 +29,11 @@ _PROGRAMS: dict[ToolName, tuple[str, ...]] = {"cc": ("cc", "gcc", "clang"), "gcc
 _MODULES: dict[ToolName, str] = {"zig": "ziglang", "unicorn": "unicorn"}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--update-golden rewrites the expected texts under tests/golden/ instead of comparing with them."""
+    parser.addoption("--update-golden", action="store_true", help="rewrite the expected texts of tests/golden/")
+
+
 def _missing(reason: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(f"{reason} (CI=true: nothing may be skipped)", pytrace=False)

@@ -29,7 +29,7 @@ from kqgen.intgraph import (
     UniformWeights,
     frozen,
 )
-from kqgen.plan import Form, Plan
+from kqgen.plan import Form, Place, PlacedTensor, Plan, Step
 from kqgen.schedule import schedule
 
 NO_PADDING: Padding = (0, 0, 0, 0)
@@ -264,3 +264,34 @@ def single() -> IntGraph:
     net.input("x", 2, 3, 4)
     net.conv("only", 2, (1, 1))
     return net.graph()
+
+
+def spread_plan(graph: IntGraph, forms: Mapping[str, Form]) -> Plan:
+    """A plan by hand that no planner's taste can change: tensors one after the other, then scratch; every tile is 2.
+
+    Only for tests of text: its scratch has not the size that the runtime wants.
+    """
+    tensors: list[PlacedTensor] = []
+    offset = 0
+    for number, tensor in enumerate(graph.inputs):
+        tensors.append(PlacedTensor(tensor.name, tensor.size_bytes, Place("input", index=number), -1, len(graph.nodes)))
+    for number, node in enumerate(graph.nodes):
+        size = node.output.size_bytes
+        if node.name in graph.outputs:
+            place = Place("output", index=graph.outputs.index(node.name))
+        else:
+            place = Place("arena", offset=offset)
+            offset += -(-size // 4) * 4
+        tensors.append(PlacedTensor(node.name, size, place, number, len(graph.nodes)))
+    steps = tuple(_step(node, forms.get(node.name)) for node in graph.nodes)
+    return Plan(graph, steps, tuple(tensors), tuple(offset if step.scratch_bytes else 0 for step in steps), offset + 64)
+
+
+def _step(node: IntNode, asked: Form | None) -> Step:
+    if not isinstance(node, IntConv2d):
+        return Step(node.name, "plain", 0, 0, "no weights")
+    if isinstance(node.weights, KqWeights):
+        return Step(node.name, asked or "decode", 2, 64, "by hand")
+    if node.weights.bits == 8:
+        return Step(node.name, "direct", 0, 0 if node.kernel == (1, 1) else 64, "by hand")
+    return Step(node.name, "unpack", 2, 64, "by hand")

@@ -1,0 +1,208 @@
+"""Views: names, numbers and comments as they will stand in C, and what is refused."""
+
+from __future__ import annotations
+
+import doctest
+from dataclasses import replace
+
+import nets
+import numpy as np
+import pytest
+
+from kqgen import views_text
+from kqgen.board import load_board
+from kqgen.emit import Golden, Meta
+from kqgen.errors import InputError, InternalError
+from kqgen.intgraph import IntConv2d, IntGraph, UniformWeights, frozen
+from kqgen.plan import Plan
+from kqgen.views import ModelView, buffer_views, graph_digest, model_view
+from kqgen.views_params import Conv2dKqParams, Conv2dParams, PoolParams
+from kqgen.views_steps import StepView
+
+META = Meta("kqgen 1.2.3", "--weights kq")
+
+
+def view_of(graph: IntGraph, plan: Plan | None = None, meta: Meta = META) -> ModelView:
+    golden = nets.make_golden(graph, nets.random_inputs(graph, 1))
+    return model_view(plan or nets.make_plan(graph), load_board("host"), golden, meta, ())
+
+
+def step_of(view: ModelView, layer: str) -> StepView:
+    return next(step for step in view.steps if step.layer == layer)
+
+
+def test_examples_in_the_docstrings_hold() -> None:
+    result = doctest.testmod(views_text)
+    assert (result.failed, result.attempted > 3) == (0, True)
+
+
+@pytest.mark.parametrize("name", ["", "2net", "net-1", "_net", "ö", "kq", "KQ_x", "kq_net", "math", "String", "n" * 49])
+def test_names_that_cannot_prefix_c_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match="--name"):
+        views_text.check_model_name(name)
+
+
+@pytest.mark.parametrize("name", ["net", "ResNet8", "kqnet", "n" * 48, "int", "test"])
+def test_names_that_can_are_taken(name: str) -> None:
+    views_text.check_model_name(name)
+
+
+def test_a_network_with_such_a_name_is_not_emitted() -> None:
+    graph = replace(nets.single(), name="stdint")
+    with pytest.raises(InputError, match="stdint"):
+        view_of(graph)
+
+
+def test_decimals_read_back_exactly() -> None:
+    rng = np.random.default_rng(5)
+    for value in [*rng.uniform(1e-6, 4, 200).tolist(), *rng.uniform(1e-6, 4, 200).astype(np.float32).astype(float).tolist()]:
+        text = views_text.decimal(value)
+        assert float(text) == value or float(np.float32(text)) == value
+        assert len(text) <= len(repr(value))
+
+
+def test_literals_of_int32() -> None:
+    assert [views_text.int32_literal(value) for value in (-(2**31), -1, 2**31 - 1)] == ["INT32_MIN", "-1", "2147483647"]
+
+
+def test_no_comment_can_end_early_or_pass_the_margin() -> None:
+    lines = views_text.comment_lines("a */ b /* c " + "word " * 60 + "x" * 300, indent=4)
+    text = "\n".join(lines)
+    assert (text.count("/*"), text.count("*/"), len(lines) > 3) == (1, 1, True)
+    assert max(map(len, lines)) + 4 <= views_text.COLUMNS
+
+
+def test_long_lists_flow_over_lines() -> None:
+    items = [f"argument_{number}" for number in range(30)]
+    lines = views_text.flow("call(", items, ", ", ");", indent=4)
+    assert max(map(len, lines)) + 4 <= views_text.COLUMNS
+    assert " ".join(line.strip() for line in lines) == f"call({', '.join(items)});"
+
+
+def test_rows_hold_every_literal_once() -> None:
+    rows = views_text.array_rows([str(number) for number in range(-100, 100)])
+    assert ",".join(rows).replace(" ", "").replace(",,", ",").strip(",").split(",") == [str(number) for number in range(-100, 100)]
+    assert max(map(len, rows)) + 4 <= views_text.COLUMNS
+
+
+def test_pad_values_become_one_value_where_one_serves() -> None:
+    view = view_of(nets.residual())
+    mixed, equal, unpadded = (step_of(view, name).params for name in ("stem", "b1_conv1", "four"))
+    assert isinstance(mixed, Conv2dParams)
+    assert isinstance(equal, Conv2dKqParams)
+    assert isinstance(unpadded, Conv2dParams)
+    assert mixed.pad_values == "residual_stem_pad_values"
+    assert (equal.pad_values, equal.pad_value) == ("NULL", view_zero_point(nets.residual(), "stem"))
+    assert unpadded.pad_values == "NULL"
+
+
+def view_zero_point(graph: IntGraph, tensor: str) -> int:
+    return graph.tensor(tensor).zero_point
+
+
+def test_different_pad_values_without_padding_need_no_table() -> None:
+    net = nets.Builder("net")
+    net.input("x", 5, 5, 3)
+    net.conv("c", 2, (3, 3), mixed_pads=True)
+    params = view_of(net.graph()).steps[0].params
+    assert isinstance(params, Conv2dParams)
+    assert params.pad_values == "NULL"
+
+
+def test_names_that_meet_are_told_apart() -> None:
+    net = nets.Builder("net")
+    net.input("x", 5, 5, 3)
+    net.codebook("a", 4, (3, 3), False)
+    for name in ("run", "a", "a_bias", "A"):
+        net.conv(name, 2, (3, 3) if name == "a" else (1, 1), codebook="a" if name == "a" else None)
+    view = view_of(net.graph())
+    names = [*(step.ident for step in view.steps), *(table.ident for group in view.groups for table in group.tables), "net_run"]
+    assert len({name.lower() for name in names}) == len(names)
+
+
+def test_macros_of_one_and_of_several_buffers() -> None:
+    one, _ = buffer_views(nets.single())
+    several, outputs = buffer_views(nets.two_ports())
+    assert (one[0].macro, one[0].param) == ("SINGLE_INPUT", "input")
+    assert [(view.macro, view.param) for view in several] == [
+        ("TWO_PORTS_INPUT_LEFT", "input_Left"), ("TWO_PORTS_INPUT_RIGHT", "input_right"),
+    ]  # fmt: skip
+    assert [view.param for view in outputs] == ["output_sum", "output_tail"]
+    assert [view.real for view in several] == ["real = 0.0078125 * q", "real = 0.1 * (q - 5)"]
+
+
+def test_values_that_do_not_fit_their_field_name_layer_and_field() -> None:
+    net = nets.Builder("net")
+    net.input("x", 1, 70_000, 1)
+    net.conv("wide", 1, (1, 1))
+    with pytest.raises(InternalError, match=r"wide: shape") as refused:
+        view_of(net.graph())
+    assert (refused.value.found, refused.value.wanted) == ("70000", "0..65535")
+
+
+def test_a_form_that_does_not_suit_the_weights_is_refused() -> None:
+    graph = nets.single()
+    plan = nets.make_plan(graph)
+    steps = (replace(plan.steps[0], form="decode"),)
+    with pytest.raises(InternalError, match="only"):
+        view_of(graph, replace(plan, steps=steps))
+
+
+def test_a_plan_of_another_graph_is_refused() -> None:
+    plan = nets.make_plan(nets.single())
+    with pytest.raises(InternalError, match="steps"):
+        view_of(nets.single(), replace(plan, steps=(replace(plan.steps[0], node="other"),)))
+
+
+def test_a_layer_with_another_codebook_is_refused() -> None:
+    graph = nets.residual()
+    books = tuple(replace(book, sign=not book.sign) for book in graph.codebooks)
+    with pytest.raises(InternalError, match="b1_conv1"):
+        view_of(replace(graph, codebooks=books))
+
+
+def test_golden_vectors_of_another_network_are_refused() -> None:
+    graph, other = nets.residual(), nets.single()
+    golden = nets.make_golden(other, nets.random_inputs(other, 1))
+    with pytest.raises(InternalError, match="golden vector 0"):
+        model_view(nets.make_plan(graph), load_board("host"), golden, META, ())
+    with pytest.raises(InternalError, match="at least one"):
+        model_view(nets.make_plan(graph), load_board("host"), Golden(()), META, ())
+
+
+def test_the_digest_sees_every_number_and_name() -> None:
+    graph = nets.residual()
+    conv = graph.nodes[0]
+    assert isinstance(conv, IntConv2d)
+    assert isinstance(conv.weights, UniformWeights)
+    flipped = conv.weights.values.copy()
+    flipped[0, 0, 0, 0] ^= 1
+    changed = [
+        replace(graph, name="other"),
+        replace(graph, compression="int8"),
+        replace(graph, nodes=(replace(conv, weights=UniformWeights(8, frozen(flipped, np.int8))), *graph.nodes[1:])),
+        replace(graph, nodes=(replace(conv, lo=conv.lo + 1), *graph.nodes[1:])),
+        replace(graph, inputs=(replace(graph.inputs[0], scale=graph.inputs[0].scale * (1 + 2**-50)),)),
+    ]
+    digests = [graph_digest(each) for each in (graph, *changed)]
+    assert len(set(digests)) == len(digests)
+    assert graph_digest(nets.residual()) == digests[0]
+    assert view_of(graph).options_digest != view_of(graph, meta=Meta("kqgen 1.2.3", "--weights int8")).options_digest
+
+
+def test_an_arena_is_never_empty() -> None:
+    view = view_of(nets.single())
+    assert (view.arena_bytes, view.uses_arena) == (4, False)
+
+
+def test_a_maximum_has_no_requantisation() -> None:
+    params = step_of(view_of(nets.residual()), "pool").params
+    assert isinstance(params, PoolParams)
+    assert (params.multiplier, params.shift, params.zero_point) == (0, 0, 0)
+
+
+def test_flattened_maps_are_explained() -> None:
+    graph = nets.two_ports()
+    view = view_of(replace(graph, flattened=frozenset({"tail"})))
+    assert any("PyTorch flattens output_tail" in line for line in view.layout)
+    assert not any("PyTorch flattens" in line for line in view_of(graph).layout)
