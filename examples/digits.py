@@ -76,7 +76,7 @@ def train(images: Images, labels: Labels, console_tell: console.Tell) -> DigitsN
             chosen = order[start : start + BATCH]
             loss = nn.functional.cross_entropy(net(torch.from_numpy(images[chosen])), torch.from_numpy(labels[chosen]))
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
             done += 1

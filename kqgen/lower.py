@@ -130,7 +130,7 @@ def _check_window(node: ir.Node, kernel: ir.Pair, stride: ir.Pair, padding: ir.P
 def _conv(node: ir.Conv2d, source: QTensor, output: QTensor, quantised: Quantised) -> IntConv2d:
     layer = quantised.layer(node.name)
     codebooks = {codebook.name: codebook for codebook in quantised.codebooks}
-    c_out, c_in, k_h, k_w = (int(size) for size in node.weight.shape)
+    c_in, k_h, k_w = (int(size) for size in node.weight.shape[1:])
     if not node.dense:
         _check_window(node, node.kernel, node.stride, node.padding)
     in_shape = (1, 1, c_in * k_h * k_w) if node.dense else (source.h, source.w, c_in)

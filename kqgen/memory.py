@@ -31,7 +31,9 @@ def plan(graph: IntGraph, steps: Sequence[Step]) -> Plan:
     """Places for every tensor and scratch of `steps`."""
     last_use = _last_uses(graph)
     blocks = _tensor_blocks(graph, last_use)
-    scratch = [_Block((f"scratch {number}",), step.scratch_bytes, number, number) for number, step in enumerate(steps) if step.scratch_bytes]
+    scratch = [
+        _Block((f"scratch {number}",), step.scratch_bytes, number, number) for number, step in enumerate(steps) if step.scratch_bytes
+    ]
     offsets = _place([*blocks, *scratch])
     by_tensor = {member: offsets[block] for block in blocks for member in block.members}
     tensors: list[PlacedTensor] = []
@@ -91,7 +93,7 @@ def _place(blocks: Sequence[_Block]) -> dict[_Block, int]:
         sorted(blocks, key=lambda block: (block.first - block.last, -block.size_bytes, block.members)),
         sorted(blocks, key=lambda block: (block.first, -block.size_bytes, block.members)),
     ]
-    shuffler = random.Random(0)
+    shuffler = random.Random(0)  # noqa: S311 - orders to try, not secrets
     best: dict[_Block, int] = {}
     best_size = -1
     for attempt in range(len(orders) + RANDOM_ORDERS):

@@ -79,19 +79,23 @@ def _node(graph: IntGraph, node: IntNode, inputs: list[Int8]) -> Int8:
         case IntAdd():
             a, b = (value.astype(np.int32) for value in inputs)
             total = (a * node.multiplier_a + b * node.multiplier_b + node.bias) >> node.shift
-            return np.clip(total, node.lo, node.hi).astype(np.int8)
+            return _clip(total, node)
         case IntAvgPool():
             return _avg_pool(node, inputs[0])
         case IntMaxPool():
             padded = _window_input(inputs[0], node.padding, np.full(inputs[0].shape[3], -128, np.int8))
             pooled = F.max_pool2d(padded.permute(0, 3, 1, 2).to(torch.float32), node.kernel, node.stride)
-            return np.clip(_to_hwc(pooled), node.lo, node.hi).astype(np.int8)
+            return _clip(_to_hwc(pooled), node)
         case IntClamp():
-            return np.clip(inputs[0], node.lo, node.hi).astype(np.int8)
+            return _clip(inputs[0], node)
         case IntSlicePad():
             return _slice_pad(node, inputs[0])
         case _:
             raise InternalError(f"no integer meaning for {type(node).__name__} at {node.name}")
+
+
+def _clip(values: npt.NDArray[Any], node: IntNode) -> Int8:
+    return np.asarray(np.clip(values, node.lo, node.hi), np.int8)
 
 
 def _window_input(x: Int8, padding: tuple[int, int, int, int], pad_values: Int8) -> torch.Tensor:
@@ -140,4 +144,4 @@ def _slice_pad(node: IntSlicePad, x: Int8) -> Int8:
     rows = slice(node.start[0], node.start[0] + (node.output.h - 1) * node.step[0] + 1, node.step[0])
     columns = slice(node.start[1], node.start[1] + (node.output.w - 1) * node.step[1] + 1, node.step[1])
     out[..., node.c_before : node.c_before + x.shape[3]] = x[:, rows, columns, :]
-    return np.clip(out, node.lo, node.hi).astype(np.int8)
+    return _clip(out, node)

@@ -28,9 +28,9 @@ def check(plan: Plan) -> None:
             read = _tensor_range(plan, name)
             if read is not None and not np.all(owner[read] == number_of[name]):
                 raise InternalError(f"step {number} ({node.name}) reads {name} after its bytes were reused")
-            if read is not None and written is not None and read.start < written.stop and written.start < read.stop:
-                if not (isinstance(node, IntAdd | IntClamp) and read == written):
-                    raise InternalError(f"step {number} ({node.name}) would overwrite its input {name} while reading it")
+            meets = read is not None and written is not None and read.start < written.stop and written.start < read.stop
+            if meets and not (isinstance(node, IntAdd | IntClamp) and read == written):
+                raise InternalError(f"step {number} ({node.name}) would overwrite its input {name} while reading it")
         if written is not None:
             if written.start < scratch.stop and scratch.start < written.stop:
                 raise InternalError(f"step {number} ({node.name}) writes over its own scratch")

@@ -42,7 +42,8 @@ METADATA_KEY = "kqgen"
 _CLASSES: Mapping[str, type] = {
     cls.__name__: cls
     for cls in (
-        IntGraph, IntConv2d, IntAdd, IntAvgPool, IntMaxPool, IntClamp, IntSlicePad, IntCodebook, KqWeights, UniformWeights, Requant, QTensor,
+        IntGraph, IntConv2d, IntAdd, IntAvgPool, IntMaxPool, IntClamp, IntSlicePad, IntCodebook, KqWeights, UniformWeights, Requant,
+        QTensor,
     )
 }  # fmt: skip
 
@@ -72,7 +73,8 @@ def read(path: Path) -> tuple[IntGraph, Mapping[str, Any]]:
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
         document = json.loads(metadata[METADATA_KEY])
         if document["schema"] != SCHEMA:
-            raise InputError(f"{path.name} has another schema", found=str(document["schema"]), wanted=str(SCHEMA), do="compile the model again")
+            found = str(document["schema"])
+            raise InputError(f"{path.name} has another schema", found=found, wanted=str(SCHEMA), do="compile the model again")
         graph = _decode(IntGraph, document["graph"], arrays)
     except InputError:
         raise
@@ -135,6 +137,6 @@ def _decode(expected: Any, value: Any, arrays: Mapping[str, Array]) -> Any:
     if origin is typing.Literal:
         if value not in allowed:
             raise ValueError(f"{value!r} where one of {allowed} belongs")
-    elif not any(isinstance(kind, type) and isinstance(value, kind) for kind in allowed) and not (float in allowed and isinstance(value, int)):
+    elif not isinstance(value, tuple(kind for kind in (*allowed, *((int,) if float in allowed else ())) if isinstance(kind, type))):
         raise ValueError(f"{value!r} where {expected} belongs")
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ class Every(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor([100.0, 120.0, 140.0]).view(1, 3, 1, 1))
+        self.mean = nn.Buffer(torch.tensor([100.0, 120.0, 140.0]).view(1, 3, 1, 1))
         self.stem = nn.Sequential(nn.ZeroPad2d((0, 1, 2, 1)), nn.Conv2d(3, 5, 3, stride=2), nn.BatchNorm2d(5), nn.ReLU6())
         self.a = nn.Conv2d(5, 5, (3, 1), padding=(1, 0))
         self.pool = nn.MaxPool2d(3, 2, padding=1)
@@ -73,7 +74,7 @@ def make(module: type[nn.Module]) -> nn.Module:
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.uniform_(layer.weight, 0.5, 1.5)
             nn.init.uniform_(layer.bias, -0.2, 0.4)
-            nn.init.uniform_(layer.running_var, 0.5, 2.0)
+            layer.running_var = torch.linspace(0.5, 2.0, layer.num_features)
     return net.eval()
 
 
@@ -119,18 +120,16 @@ def test_accumulators_stay_in_int32_on_extreme_inputs() -> None:
 
 
 def test_a_bias_beyond_int32_is_refused_by_name() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 2, 3))
-    with torch.no_grad():
-        net[0].weight.fill_(1e-3)
-        net[0].bias.fill_(0.5)  # type: ignore[union-attr]
-    graph = simplify(import_module(net, (torch.zeros(1, 3, 8, 8),), "net"))
+    conv = nn.Conv2d(3, 2, 3)
+    nn.init.constant_(conv.weight, 1e-3)
+    assert conv.bias is not None
+    nn.init.constant_(conv.bias, 0.5)
+    graph = simplify(import_module(nn.Sequential(conv), (torch.zeros(1, 3, 8, 8),), "net"))
     samples = read_samples(images()[:, :, :8, :8] / 255, graph)
     ranges = calibrate(graph, samples)
     stored = quantise(graph, Compression("int8"), samples, ranges)
-    tiny = type(stored)(
-        tuple((name, type(layer)(layer.weights, layer.weight_scale * np.float32(1e-12), layer.bias, layer.reason)) for name, layer in stored.layers),
-        stored.codebooks,
-    )
+    layers = tuple((name, replace(layer, weight_scale=layer.weight_scale * np.float32(1e-12))) for name, layer in stored.layers)
+    tiny = replace(stored, layers=layers)
     with pytest.raises(UnsupportedError, match=r"layer 0: .*bias of output channel"):
         lower(graph, ranges, tiny, "int8")
 

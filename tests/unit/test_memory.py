@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import nets
 import pytest
 
 from kqgen import memory, plan_check
 from kqgen.errors import InternalError
+from kqgen.intgraph import IntGraph
 from kqgen.plan import Place, Plan, Step
 from kqgen.schedule import schedule
-from tests import nets
 
 
 def overlaps(plan: Plan) -> list[tuple[str, str]]:
@@ -26,7 +27,7 @@ def overlaps(plan: Plan) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("graph", [nets.residual(), nets.two_ports(), nets.single()], ids=lambda graph: graph.name)
-def test_no_two_live_tensors_share_a_byte(graph: nets.IntGraph) -> None:
+def test_no_two_live_tensors_share_a_byte(graph: IntGraph) -> None:
     plan = nets.make_plan(graph)
     assert overlaps(plan) == []
     ends = [t.place.offset + t.size_bytes for t in plan.tensors if t.place.kind == "arena"]
@@ -59,13 +60,14 @@ def test_the_check_sees_a_tensor_moved_onto_a_live_one() -> None:
     placed = [t for t in plan.tensors if t.place.kind == "arena"]
     a = max(placed, key=lambda tensor: tensor.last - tensor.first)
     b = next(t for t in placed if a.first < t.first < a.last)
-    with pytest.raises(InternalError, match="after its bytes were reused|overwrite its input"):
+    with pytest.raises(InternalError, match=r"after its bytes were reused|overwrite its input"):
         plan_check.check(moved(plan, b.name, a.place))
 
 
 def test_the_check_sees_scratch_on_a_live_tensor() -> None:
     plan = nets.make_plan(nets.residual())
-    number = next(n for n, step in enumerate(plan.steps) if step.scratch_bytes and plan.place(plan.graph.nodes[n].inputs[0]).kind == "arena")
+    reads = [plan.place(node.inputs[0]) for node in plan.graph.nodes]
+    number = next(n for n, step in enumerate(plan.steps) if step.scratch_bytes and reads[n].kind == "arena")
     victim = plan.place(plan.graph.nodes[number].inputs[0])
     offsets = tuple(victim.offset if n == number else offset for n, offset in enumerate(plan.scratch_offsets))
     with pytest.raises(InternalError, match="after its bytes were reused"):

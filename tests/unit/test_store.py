@@ -7,13 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import nets
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from kqgen import store
 from kqgen.errors import InputError
-from tests import nets
+from kqgen.intgraph import IntGraph
 
 
 def plain(value: Any) -> Any:
@@ -26,7 +27,7 @@ def plain(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("graph", [nets.residual(), nets.two_ports(), nets.single()], ids=lambda graph: graph.name)
-def test_a_graph_comes_back_as_it_went(graph: nets.IntGraph, tmp_path: Path) -> None:
+def test_a_graph_comes_back_as_it_went(graph: IntGraph, tmp_path: Path) -> None:
     path = tmp_path / "net.kqgen.safetensors"
     path.write_bytes(store.to_bytes(graph, {"board": "host"}))
     back, extra = store.read(path)
