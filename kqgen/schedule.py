@@ -75,7 +75,7 @@ def im2col_bytes(node: IntConv2d) -> int:
 def decode_scratch_bytes(node: IntConv2d, tile: int) -> int:
     """SPEC 6.4, decode."""
     n = node.kernel[0] * node.kernel[1]
-    return 4 * (n + 1) * node.in_shape[2] + _round4(tile * _taps(node))
+    return 8 * (n + 1) * node.in_shape[2] + _round4(tile * _taps(node))
 
 
 def reuse_scratch_bytes(node: IntConv2d, codebook: IntCodebook, tile: int) -> int:

@@ -62,23 +62,44 @@ static const int8_t *window_values(const conv_source *source, kq_pixel pixel, in
     return patch;
 }
 
-/* Adds the dot products of `count` weights with two windows to *acc0 and *acc1, modulo 2^32. |product| <= 2^14. */
-static inline void dot_two(const int8_t *weights, const int8_t *x0, const int8_t *x1, uint32_t count, uint32_t *acc0, uint32_t *acc1)
+/* Adds one product to the sums of two windows, |product| <= 2^14. */
+static KQ_INLINE void add_product(const int8_t *weights, const int8_t *x0, const int8_t *x1, uint32_t at, uint32_t *acc0, uint32_t *acc1)
 {
-    uint32_t a0 = *acc0;
-    uint32_t a1 = *acc1;
-    uint32_t i;
-    for (i = 0; i < count; ++i) {
-        const int32_t weight = weights[i];
-        a0 += (uint32_t)(weight * x0[i]);
-        a1 += (uint32_t)(weight * x1[i]);
+    const int32_t weight = weights[at];
+    *acc0 += (uint32_t)(weight * x0[at]);
+    *acc1 += (uint32_t)(weight * x1[at]);
+    KQ_SIDE_BY_SIDE(*acc0, *acc1);
+}
+
+/* acc[0] and acc[1] become the dot products of `count` weights with two windows, modulo 2^32. */
+static KQ_NOINLINE void dot_two(const int8_t *weights, const int8_t *x0, const int8_t *x1, uint32_t count, uint32_t *acc)
+{
+    const uint32_t fours = count & ~(uint32_t)3u;
+    uint32_t acc0 = 0;
+    uint32_t acc1 = 0;
+    uint32_t i = 0;
+    while (i != fours) {
+        add_product(weights, x0, x1, i, &acc0, &acc1);
+        ++i;
+        KQ_COUNTED(i);
+        add_product(weights, x0, x1, i, &acc0, &acc1);
+        ++i;
+        KQ_COUNTED(i);
+        add_product(weights, x0, x1, i, &acc0, &acc1);
+        ++i;
+        KQ_COUNTED(i);
+        add_product(weights, x0, x1, i, &acc0, &acc1);
+        ++i;
     }
-    *acc0 = a0;
-    *acc1 = a1;
+    for (; i != count; ++i) {
+        add_product(weights, x0, x1, i, &acc0, &acc1);
+    }
+    acc[0] = acc0;
+    acc[1] = acc1;
 }
 
 /* The dot product of `count` weights with one window, modulo 2^32. */
-static inline uint32_t dot_one(const int8_t *weights, const int8_t *x, uint32_t count)
+static KQ_NOINLINE uint32_t dot_one(const int8_t *weights, const int8_t *x, uint32_t count)
 {
     uint32_t acc = 0;
     uint32_t i;
@@ -107,11 +128,12 @@ static void convolve(const conv_source *source, const int8_t *weights, uint32_t 
         const int8_t *from = weights;
         uint32_t channel;
         for (channel = 0; channel < channels; ++channel) {
-            uint32_t acc0 = (uint32_t)bias[channel];
-            uint32_t acc1 = acc0;
-            dot_two(from, x0, x1, taps, &acc0, &acc1);
-            output[at + channel] = kq_requantise(acc0, requant, first + channel);
-            output[at + c_out + channel] = kq_requantise(acc1, requant, first + channel);
+            int8_t *to = output + at + channel;
+            uint32_t acc[2];
+            dot_two(from, x0, x1, taps, acc);
+            acc[0] += (uint32_t)bias[channel];
+            acc[1] += (uint32_t)bias[channel];
+            kq_requantise_two(acc[0], acc[1], requant, first + channel, to, to + c_out);
             from += taps;
         }
         at += 2u * c_out;

@@ -1,5 +1,5 @@
 /* Convolution by lookup, form `decode` (SPEC 6.2): the kernels of a tile of output channels are expanded once, then all output pixels
- * are convolved with them, two pixels to a multiply.
+ * are convolved with them, four pixels to a weight and two to a multiply.
  */
 #include "kq.h"
 #include "kq_packed.h"
@@ -27,7 +27,7 @@ static void expand_kernels(const kq_conv2d_kq *conv, uint32_t n, uint32_t first,
     }
 }
 
-/* Packs one tap of all channels: `x0` and `x1` point at the two pixels' values, `step` words lie between channels. */
+/* Packs one tap of a pair of pixels in all channels: `x0` and `x1` point at the pixels' values, `step` words lie between channels. */
 static inline void pack_tap(uint32_t *taps, uint32_t step, const int8_t *x0, const int8_t *x1, uint32_t c_in)
 {
     uint32_t at = 0;
@@ -60,115 +60,277 @@ static inline void pack_tap_none(uint32_t *taps, uint32_t step, uint32_t constan
     }
 }
 
-/* Packs the windows of two pixels as [c_in][n + 1] words. */
-static void pack_windows(const kq_conv2d_kq *conv, const int8_t *input, kq_pixel pixel0, kq_pixel pixel1, uint32_t n, uint32_t *taps)
+/* Packs one tap of a pair in all channels, wherever its two positions lie; NULL stands for a padded one of the same value everywhere. */
+static void pack_pair(const kq_conv2d_kq *conv, uint32_t *taps, uint32_t step, const int8_t *x0, const int8_t *x1)
+{
+    const uint32_t c_in = conv->window.c_in;
+    const uint32_t pad = (uint32_t)conv->pad_value;
+    if (x0 != NULL && x1 != NULL) {
+        pack_tap(taps, step, x0, x1, c_in);
+    } else if (x0 != NULL) {
+        pack_tap_half(taps, step, pad << 16, x0, 0, c_in);
+    } else if (x1 != NULL) {
+        pack_tap_half(taps, step, pad, x1, 16, c_in);
+    } else {
+        pack_tap_none(taps, step, pad + (pad << 16), c_in);
+    }
+}
+
+/* Packs a row of three taps of four pixels whose windows lie one column apart, in all channels. Of the six columns they cover, the
+ * second begins at `x` and the next three lie on the map too; the outer two may be padded.
+ */
+static KQ_NOINLINE void pack_row_3(const kq_conv2d_kq *conv, uint32_t *taps, uint32_t step, const int8_t *x, int on_left, int on_right)
+{
+    const uint32_t c_in = conv->window.c_in;
+    uint32_t i;
+    for (i = 0; i < c_in; ++i) {
+        const int8_t *from = x;
+        uint32_t left = (uint32_t)(on_left ? *(from - c_in) : kq_pad(conv->pad_values, conv->pad_value, i));
+        uint32_t right = (uint32_t)*from;
+        taps[0] = left + (right << 16);
+        from += c_in;
+        left = (uint32_t)*from;
+        taps[2] = right + (left << 16);
+        from += c_in;
+        right = (uint32_t)*from;
+        left += right << 16;
+        taps[4] = left;
+        taps[1] = left;
+        from += c_in;
+        left = (uint32_t)*from;
+        taps[3] = right + (left << 16);
+        right = (uint32_t)(on_right ? from[c_in] : kq_pad(conv->pad_values, conv->pad_value, i));
+        taps[5] = left + (right << 16);
+        taps += step;
+        ++x;
+    }
+}
+
+/* Writes the closing words of all channels, which have n taps of two pairs. */
+static KQ_NOINLINE void close_channels(uint32_t *taps, uint32_t c_in, uint32_t n)
+{
+    for (; c_in != 0; --c_in) {
+        uint32_t total0 = 0;
+        uint32_t total1 = 0;
+        uint32_t left = n;
+        while (left >= 4u) {
+            total0 += taps[0];
+            total1 += taps[1];
+            total0 += taps[2];
+            total1 += taps[3];
+            total0 += taps[4];
+            total1 += taps[5];
+            total0 += taps[6];
+            total1 += taps[7];
+            taps += 8;
+            left -= 4u;
+        }
+        while (left != 0) {
+            total0 += taps[0];
+            total1 += taps[1];
+            taps += 2;
+            --left;
+        }
+        taps[0] = kq_closing_word(total0);
+        taps[1] = kq_closing_word(total1);
+        taps += 2;
+    }
+}
+
+/* Whether the four windows lie one column apart, and the four columns in the middle of the six they cover lie on the map. */
+static int spans_row_3(const kq_window *window, const kq_pixel *pixels, const kq_view *views)
+{
+    return window->k_w == 3 && window->stride_w == 1 && pixels[3].y == pixels[0].y && pixels[3].x == pixels[0].x + 3u && views[0].col_lo <= 1u
+        && views[0].col_hi == 3u && views[3].col_lo == 0 && views[3].col_hi >= 2u;
+}
+
+/* Packs the windows of four pixels as [c_in][n + 1][pair] words. */
+static KQ_NOINLINE void pack_windows(const kq_conv2d_kq *conv, const int8_t *input, const kq_pixel *pixels, uint32_t n, uint32_t *taps)
 {
     const kq_window *window = &conv->window;
-    const kq_view view0 = kq_view_at(window, pixel0);
-    const kq_view view1 = kq_view_at(window, pixel1);
     const uint32_t c_in = window->c_in;
-    const uint32_t step = n + 1u;
-    const uint32_t pad = (uint32_t)conv->pad_value;
+    const uint32_t step = 2u * n + 2u;
+    kq_view views[4];
     uint32_t *tap = taps;
     uint32_t row_offset = 0;
     uint32_t row;
     uint32_t i;
+    int by_row;
+    for (i = 0; i < 4u; ++i) {
+        views[i] = kq_view_at(window, pixels[i]);
+    }
+    by_row = spans_row_3(window, pixels, views);
     for (row = 0; row < window->k_h; ++row) {
         uint32_t offset = row_offset;
-        uint32_t column;
-        for (column = 0; column < window->k_w; ++column) {
-            const int8_t *x0 = kq_on_map(&view0, row, column) ? input + (uint32_t)(view0.base + offset) : conv->pad_values;
-            const int8_t *x1 = kq_on_map(&view1, row, column) ? input + (uint32_t)(view1.base + offset) : conv->pad_values;
-            if (x0 != NULL && x1 != NULL) {
-                pack_tap(tap, step, x0, x1, c_in);
-            } else if (x0 != NULL) {
-                pack_tap_half(tap, step, pad << 16, x0, 0, c_in);
-            } else if (x1 != NULL) {
-                pack_tap_half(tap, step, pad, x1, 16, c_in);
-            } else {
-                pack_tap_none(tap, step, pad + (pad << 16), c_in);
+        uint32_t column = 0;
+        if (by_row && row - views[0].row_lo < views[0].row_hi - views[0].row_lo) {
+            const int8_t *second = input + (uint32_t)(views[0].base + offset + c_in);
+            pack_row_3(conv, tap, step, second, views[0].col_lo == 0, views[3].col_hi == 3u);
+            tap += 6;
+            column = 3;
+        }
+        for (; column < window->k_w; ++column) {
+            for (i = 0; i < 4u; i += 2u) {
+                const kq_view *view = &views[i];
+                const int8_t *x0 = kq_on_map(view, row, column) ? input + (uint32_t)(view[0].base + offset) : conv->pad_values;
+                const int8_t *x1 = kq_on_map(view + 1, row, column) ? input + (uint32_t)(view[1].base + offset) : conv->pad_values;
+                pack_pair(conv, tap, step, x0, x1);
+                ++tap;
             }
-            ++tap;
             offset += c_in;
         }
         row_offset += (uint32_t)window->w_in * c_in;
     }
-    for (i = 0; i < c_in; ++i) {
-        kq_close_taps(taps, n);
-        taps += step;
-    }
+    close_channels(taps, c_in, n);
 }
 
-/* Sums of one output channel over all input channels, added to *acc0 and *acc1 modulo 2^32; *acc0 gains 2^15 a channel besides. */
-static inline void sum_kernels_9(const uint8_t *kernels, const uint32_t *taps, uint32_t c_in, uint32_t *acc0, uint32_t *acc1)
+/* Adds one tap of two pairs of pixels. */
+static KQ_INLINE void add_tap(uint32_t weight, const uint32_t *tap, uint32_t *sum0, uint32_t *sum1)
 {
-    uint32_t a0 = *acc0;
-    uint32_t a1 = *acc1;
-    uint32_t left;
-    for (left = c_in; left != 0; --left) {
-        const uint32_t sum = kq_packed_sum_9(kernels, taps);
-        a0 += kq_lane0_plus(sum);
-        a1 += kq_high_half(sum);
-        kernels += 9;
-        taps += 10;
+    *sum0 += weight * tap[0];
+    *sum1 += weight * tap[1];
+    KQ_SIDE_BY_SIDE(*sum0, *sum1);
+}
+
+/* Adds up one output channel's 3x3 kernels over all input channels: acc[i] becomes pixel i's sum, modulo 2^32.
+ * Sum S = sum s0 + 2^16 * sum s1 + 2^15 * c_in, so the even pixels follow from sum S and the odd ones' sum s1: s0 is never split off.
+ */
+static KQ_NOINLINE void sum_kernels_9(const uint8_t *kernel, const uint32_t *taps, uint32_t c_in, uint32_t *acc)
+{
+    const uint32_t excess = KQ_LANE_OFFSET * c_in;
+    KQ_ASIDE uint32_t total0 = 0;
+    KQ_ASIDE uint32_t total1 = 0;
+    KQ_ASIDE uint32_t high0 = 0;
+    KQ_ASIDE uint32_t high1 = 0;
+    for (; c_in != 0; --c_in) {
+        uint32_t sum0 = taps[18];
+        uint32_t sum1 = taps[19];
+        add_tap(kernel[0], taps, &sum0, &sum1);
+        add_tap(kernel[1], taps + 2, &sum0, &sum1);
+        add_tap(kernel[2], taps + 4, &sum0, &sum1);
+        add_tap(kernel[3], taps + 6, &sum0, &sum1);
+        add_tap(kernel[4], taps + 8, &sum0, &sum1);
+        add_tap(kernel[5], taps + 10, &sum0, &sum1);
+        add_tap(kernel[6], taps + 12, &sum0, &sum1);
+        add_tap(kernel[7], taps + 14, &sum0, &sum1);
+        add_tap(kernel[8], taps + 16, &sum0, &sum1);
+        total0 += sum0;
+        high0 += kq_high_half(sum0);
+        total1 += sum1;
+        high1 += kq_high_half(sum1);
+        kernel += 9;
+        taps += 20;
     }
-    *acc0 = a0;
-    *acc1 = a1;
+    acc[0] = total0 - (high0 << 16) - excess;
+    acc[1] = high0;
+    acc[2] = total1 - (high1 << 16) - excess;
+    acc[3] = high1;
 }
 
 /* As sum_kernels_9 for kernels of n taps. */
-static inline void sum_kernels(const uint8_t *kernels, const uint32_t *taps, uint32_t c_in, uint32_t n, uint32_t *acc0, uint32_t *acc1)
+static KQ_NOINLINE void sum_kernels(const uint8_t *kernel, const uint32_t *taps, uint32_t c_in, uint32_t n, uint32_t *acc)
 {
-    uint32_t a0 = *acc0;
-    uint32_t a1 = *acc1;
-    uint32_t i;
-    for (i = 0; i < c_in; ++i) {
-        const uint32_t sum = kq_packed_sum(kernels, taps, n);
-        a0 += kq_lane0_plus(sum);
-        a1 += kq_high_half(sum);
-        kernels += n;
-        taps += n + 1u;
+    const uint32_t excess = KQ_LANE_OFFSET * c_in;
+    KQ_ASIDE uint32_t total0 = 0;
+    KQ_ASIDE uint32_t total1 = 0;
+    KQ_ASIDE uint32_t high0 = 0;
+    KQ_ASIDE uint32_t high1 = 0;
+    for (; c_in != 0; --c_in) {
+        uint32_t sum0 = 0;
+        uint32_t sum1 = 0;
+        uint32_t left = n;
+        while (left >= 4u) {
+            add_tap(kernel[0], taps, &sum0, &sum1);
+            add_tap(kernel[1], taps + 2, &sum0, &sum1);
+            add_tap(kernel[2], taps + 4, &sum0, &sum1);
+            add_tap(kernel[3], taps + 6, &sum0, &sum1);
+            kernel += 4;
+            taps += 8;
+            left -= 4u;
+        }
+        while (left != 0) {
+            add_tap(kernel[0], taps, &sum0, &sum1);
+            ++kernel;
+            taps += 2;
+            --left;
+        }
+        sum0 += taps[0];
+        sum1 += taps[1];
+        taps += 2;
+        total0 += sum0;
+        high0 += kq_high_half(sum0);
+        total1 += sum1;
+        high1 += kq_high_half(sum1);
     }
-    *acc0 = a0;
-    *acc1 = a1;
+    acc[0] = total0 - (high0 << 16) - excess;
+    acc[1] = high0;
+    acc[2] = total1 - (high1 << 16) - excess;
+    acc[3] = high1;
 }
 
-/* Output channels first..first+channels-1 of all pixels from their expanded kernels. */
+/* Requantises one output channel of four pixels; outputs[i] + at is where pixel i's goes. */
+static KQ_NOINLINE void put_four(const kq_requant *requant, uint32_t channel, const uint32_t *acc, int8_t *const *outputs, uint32_t at)
+{
+    const uint32_t bias = (uint32_t)requant->bias[channel];
+    const uint32_t multiplier = (uint32_t)requant->multiplier[channel];
+    const uint32_t shift = requant->shift[channel];
+    const uint32_t acc_shift = requant->acc_shift;
+    const int32_t zero_point = requant->zero_point;
+    const int32_t lo = requant->lo;
+    const int32_t hi = requant->hi;
+    uint32_t i;
+    for (i = 0; i < 4u; ++i) {
+        const int32_t scaled = kq_scale(acc[i] + bias, multiplier, shift, acc_shift) + zero_point;
+        outputs[i][at] = (int8_t)kq_clamped(scaled, lo, hi);
+    }
+}
+
+/* Output channels first..first+channels-1 of four pixels from their packed windows and the expanded kernels. */
+static KQ_NOINLINE void convolve_four(
+    const kq_conv2d_kq *conv, uint32_t first, uint32_t channels, const uint8_t *kernels, const uint32_t *taps, int8_t *const *outputs)
+{
+    const uint32_t c_in = conv->window.c_in;
+    const uint32_t n = (uint32_t)conv->window.k_h * conv->window.k_w;
+    uint32_t o;
+    for (o = 0; o < channels; ++o) {
+        uint32_t acc[4];
+        if (n == 9u) {
+            sum_kernels_9(kernels, taps, c_in, acc);
+        } else {
+            sum_kernels(kernels, taps, c_in, n, acc);
+        }
+        put_four(&conv->requant, first + o, acc, outputs, o);
+        kernels += c_in * n;
+    }
+}
+
+/* Output channels first..first+channels-1 of all pixels. */
 static void convolve(
     const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, uint32_t n, uint32_t first, uint32_t channels, const uint8_t *kernels,
     uint32_t *taps)
 {
-    const kq_requant *requant = &conv->requant;
-    const uint32_t c_in = conv->window.c_in;
     const uint32_t c_out = conv->window.c_out;
     const uint32_t w_out = conv->window.w_out;
-    const uint32_t pixels = (uint32_t)conv->window.h_out * w_out;
-    const uint32_t excess = KQ_LANE_OFFSET * c_in;
-    kq_pixel pixel = {0, 0};
+    uint32_t left = (uint32_t)conv->window.h_out * w_out;
     uint32_t at = first;
-    uint32_t done;
-    for (done = 0; done < pixels; done += 2u) {
-        const int paired = pixels - done > 1u;
-        const kq_pixel second = paired ? kq_next_pixel(pixel, w_out) : pixel;
-        const uint8_t *kernel = kernels;
-        uint32_t o;
-        pack_windows(conv, input, pixel, second, n, taps);
-        for (o = 0; o < channels; ++o) {
-            uint32_t acc1 = (uint32_t)requant->bias[first + o];
-            uint32_t acc0 = acc1 - excess;
-            if (n == 9u) {
-                sum_kernels_9(kernel, taps, c_in, &acc0, &acc1);
-            } else {
-                sum_kernels(kernel, taps, c_in, n, &acc0, &acc1);
+    kq_pixel pixel = {0, 0};
+    while (left != 0) {
+        kq_pixel pixels[4];
+        int8_t *outputs[4];
+        uint32_t i;
+        for (i = 0; i < 4u; ++i) {
+            pixels[i] = pixel;
+            outputs[i] = output + at;
+            if (left > 1u) {
+                pixel = kq_next_pixel(pixel, w_out);
+                at += c_out;
+                --left;
+            } else if (i == 3u) {
+                left = 0;
             }
-            output[at + o] = kq_requantise(acc0, requant, first + o);
-            if (paired) {
-                output[at + c_out + o] = kq_requantise(acc1, requant, first + o);
-            }
-            kernel += c_in * n;
         }
-        at += 2u * c_out;
-        pixel = kq_next_pixel(second, w_out);
+        pack_windows(conv, input, pixels, n, taps);
+        convolve_four(conv, first, channels, kernels, taps, outputs);
     }
 }
 
@@ -179,7 +341,7 @@ KQGEN_CODE void kq_conv2d_decode_s8(const kq_conv2d_kq *conv, const int8_t *inpu
     const uint32_t c_out = conv->window.c_out;
     const uint32_t tile = conv->window.tile;
     uint32_t *taps = scratch;
-    uint8_t *kernels = (uint8_t *)(taps + (n + 1u) * conv->window.c_in);
+    uint8_t *kernels = (uint8_t *)(taps + 2u * (n + 1u) * conv->window.c_in);
     uint32_t first;
     for (first = 0; first < c_out; first += tile) {
         const uint32_t channels = c_out - first < tile ? c_out - first : tile;

@@ -52,35 +52,75 @@ static void find_taps(const kq_window *window, kq_pixel pixel, uint32_t *offsets
 }
 
 /* Packs the taps of one input channel for all pairs; `input` points at that channel of the first position. */
-static void pack_channel(const uint32_t *offsets, const int8_t *input, int8_t pad, uint32_t n, uint32_t pairs, uint32_t *taps)
+static KQ_NOINLINE void pack_channel(const uint32_t *offsets, const int8_t *input, int8_t pad, uint32_t n, uint32_t pairs, uint32_t *taps)
 {
     uint32_t pair;
     for (pair = 0; pair < pairs; ++pair) {
+        uint32_t total = 0;
         uint32_t t;
         for (t = 0; t < n; ++t) {
             const int8_t x0 = offsets[0] == PADDED ? pad : input[offsets[0]];
             const int8_t x1 = offsets[1] == PADDED ? pad : input[offsets[1]];
-            taps[t] = (uint32_t)x0 + ((uint32_t)x1 << 16);
+            const uint32_t packed = (uint32_t)x0 + ((uint32_t)x1 << 16);
+            taps[t] = packed;
+            total += packed;
             offsets += 2;
         }
-        kq_close_taps(taps, n);
+        taps[n] = kq_closing_word(total);
         taps += n + 1u;
     }
 }
 
+/* S of a 3x3 kernel for one pair (kq_packed.h). */
+static inline uint32_t packed_sum_9(const uint8_t *kernel, const uint32_t *taps)
+{
+    uint32_t sum = kernel[0] * taps[0];
+    sum += kernel[1] * taps[1];
+    sum += kernel[2] * taps[2];
+    sum += kernel[3] * taps[3];
+    sum += kernel[4] * taps[4];
+    sum += kernel[5] * taps[5];
+    sum += kernel[6] * taps[6];
+    sum += kernel[7] * taps[7];
+    sum += kernel[8] * taps[8];
+    return sum + taps[9];
+}
+
+/* S of a kernel of n taps for one pair. */
+static inline uint32_t packed_sum(const uint8_t *kernel, const uint32_t *taps, uint32_t n)
+{
+    uint32_t sum = 0;
+    while (n >= 4u) {
+        sum += kernel[0] * taps[0];
+        sum += kernel[1] * taps[1];
+        sum += kernel[2] * taps[2];
+        sum += kernel[3] * taps[3];
+        kernel += 4;
+        taps += 4;
+        n -= 4u;
+    }
+    while (n != 0) {
+        sum += *kernel * *taps;
+        ++kernel;
+        ++taps;
+        --n;
+    }
+    return sum + *taps;
+}
+
 /* Dot products of one codeword with all pairs, two signed halves a word. */
-static void sum_codeword(const uint8_t *kernel, const uint32_t *taps, uint32_t n, uint32_t pairs, uint32_t *sums)
+static KQ_NOINLINE void sum_codeword(const uint8_t *kernel, const uint32_t *taps, uint32_t n, uint32_t pairs, uint32_t *sums)
 {
     uint32_t pair;
     for (pair = 0; pair < pairs; ++pair) {
         /* Flipping bit 15 takes 2^15 from the low half modulo 2^16 and leaves the high half, which already is s1. */
-        sums[pair] = (n == 9u ? kq_packed_sum_9(kernel, taps) : kq_packed_sum(kernel, taps, n)) ^ KQ_LANE_OFFSET;
+        sums[pair] = (n == 9u ? packed_sum_9(kernel, taps) : packed_sum(kernel, taps, n)) ^ KQ_LANE_OFFSET;
         taps += n + 1u;
     }
 }
 
 /* Adds the two halves of each sum to the accumulators of one output channel, modulo 2^32. */
-static inline void add_sums(const uint32_t *sums, uint32_t *accumulators, uint32_t pairs)
+static KQ_NOINLINE void add_sums(const uint32_t *sums, uint32_t *accumulators, uint32_t pairs)
 {
     uint32_t pair;
     for (pair = 0; pair < pairs; ++pair) {
@@ -90,7 +130,7 @@ static inline void add_sums(const uint32_t *sums, uint32_t *accumulators, uint32
 }
 
 /* As add_sums, subtracting. */
-static inline void subtract_sums(const uint32_t *sums, uint32_t *accumulators, uint32_t pairs)
+static KQ_NOINLINE void subtract_sums(const uint32_t *sums, uint32_t *accumulators, uint32_t pairs)
 {
     uint32_t pair;
     for (pair = 0; pair < pairs; ++pair) {
@@ -100,7 +140,7 @@ static inline void subtract_sums(const uint32_t *sums, uint32_t *accumulators, u
 }
 
 /* One input channel into the accumulators of all output channels; its indices are the reader's next c_out entries. */
-static void gather_channel(const kq_conv2d_kq *conv, const reuse_scratch *parts, kq_bit_reader *reader, uint32_t n, uint32_t pairs, uint32_t stamp)
+static KQ_NOINLINE void gather_channel(const kq_conv2d_kq *conv, const reuse_scratch *parts, kq_bit_reader *reader, uint32_t n, uint32_t pairs, uint32_t stamp)
 {
     const uint32_t bits = conv->index_bits;
     const uint32_t code_bits = bits - conv->sign;

@@ -47,4 +47,19 @@ static inline int8_t kq_requantise(uint32_t acc, const kq_requant *requant, uint
     return (int8_t)kq_clamped(scaled + requant->zero_point, requant->lo, requant->hi);
 }
 
+/* kq_requantise of two pixels of one channel into *q0 and *q1, which may be the same; the parameters are fetched once. */
+static inline void kq_requantise_two(uint32_t acc0, uint32_t acc1, const kq_requant *requant, uint32_t channel, int8_t *q0, int8_t *q1)
+{
+    const uint32_t multiplier = (uint32_t)requant->multiplier[channel];
+    const uint32_t shift = requant->shift[channel];
+    const uint32_t acc_shift = requant->acc_shift;
+    const int32_t zero_point = requant->zero_point;
+    const int32_t lo = requant->lo;
+    const int32_t hi = requant->hi;
+    const int32_t scaled0 = kq_scale(acc0, multiplier, shift, acc_shift) + zero_point;
+    const int32_t scaled1 = kq_scale(acc1, multiplier, shift, acc_shift) + zero_point;
+    *q0 = (int8_t)kq_clamped(scaled0, lo, hi);
+    *q1 = (int8_t)kq_clamped(scaled1, lo, hi);
+}
+
 #endif

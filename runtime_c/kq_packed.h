@@ -1,4 +1,4 @@
-/* Two output pixels in one word (SPEC 6.2): one 32-bit multiply serves both.
+/* Two output pixels in one word (SPEC 6.2, 6.3): one 32-bit multiply serves both.
  *
  * A tap of both pixels is packed as x0 + x1 * 2^16 mod 2^32. Weights are stored plus 32, as unsigned bytes 1..63. A channel's taps are
  * followed by the word 2^15 - 32 * (sum of the taps), so that starting from it the sum over one kernel is
@@ -29,60 +29,10 @@ static inline void kq_expand_codeword(const uint8_t *codebook, uint32_t codeword
     }
 }
 
-/* The word after a channel's n packed taps. */
-static inline void kq_close_taps(uint32_t *taps, uint32_t n)
+/* The word after a channel's taps, whose packed words add up to `total`. */
+static inline uint32_t kq_closing_word(uint32_t total)
 {
-    uint32_t total = 0;
-    uint32_t t;
-    for (t = 0; t < n; ++t) {
-        total += taps[t];
-    }
-    taps[n] = KQ_LANE_OFFSET - KQ_WEIGHT_OFFSET * total;
-}
-
-/* S of a 3x3 kernel; taps has 9 words and the closing one. */
-static inline uint32_t kq_packed_sum_9(const uint8_t *kernel, const uint32_t *taps)
-{
-    uint32_t sum = taps[9];
-    sum += kernel[0] * taps[0];
-    sum += kernel[1] * taps[1];
-    sum += kernel[2] * taps[2];
-    sum += kernel[3] * taps[3];
-    sum += kernel[4] * taps[4];
-    sum += kernel[5] * taps[5];
-    sum += kernel[6] * taps[6];
-    sum += kernel[7] * taps[7];
-    sum += kernel[8] * taps[8];
-    return sum;
-}
-
-/* S of a kernel of n taps; taps has n words and the closing one. */
-static inline uint32_t kq_packed_sum(const uint8_t *kernel, const uint32_t *taps, uint32_t n)
-{
-    uint32_t sum = taps[n];
-    uint32_t left = n;
-    while (left >= 4u) {
-        sum += kernel[0] * taps[0];
-        sum += kernel[1] * taps[1];
-        sum += kernel[2] * taps[2];
-        sum += kernel[3] * taps[3];
-        kernel += 4;
-        taps += 4;
-        left -= 4u;
-    }
-    while (left != 0) {
-        sum += *kernel * *taps;
-        ++kernel;
-        ++taps;
-        --left;
-    }
-    return sum;
-}
-
-/* s0 + 2^15 of a packed sum, 128..65408. */
-static inline uint32_t kq_lane0_plus(uint32_t sum)
-{
-    return sum & 0xFFFFu;
+    return KQ_LANE_OFFSET - KQ_WEIGHT_OFFSET * total;
 }
 
 /* The signed number in the high half of a word, modulo 2^32; s1 of a packed sum. */

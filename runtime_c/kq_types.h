@@ -16,6 +16,32 @@
 #define KQGEN_TABLE
 #endif
 
+/* KQ_NOINLINE keeps a hot loop in a function of its own: merged into a large one, its values lose their registers on small cores.
+ * KQ_INLINE is for a step of such a loop, which must not become a call even where code is compiled for size.
+ */
+#if defined(__GNUC__)
+#define KQ_NOINLINE __attribute__((noinline))
+#define KQ_INLINE inline __attribute__((always_inline))
+#else
+#define KQ_NOINLINE
+#define KQ_INLINE inline
+#endif
+
+/* Help for compilers on ARMv6-M, which computes in eight registers; other cores have registers enough and get none. KQ_SIDE_BY_SIDE lets
+ * two sums grow together: compilers would finish one before they begin the next and hold all weights meanwhile. KQ_COUNTED keeps an index
+ * a register that counts up: they would make every step of an unrolled loop an address of its own. Neither emits an instruction.
+ * KQ_ASIDE keeps a loop's total on the stack, so that the operands get the registers.
+ */
+#if defined(__GNUC__) && defined(__thumb__) && !defined(__thumb2__)
+#define KQ_SIDE_BY_SIDE(sum0, sum1) __asm__("" : "+r"(sum0), "+r"(sum1))
+#define KQ_COUNTED(index) __asm__("" : "+r"(index))
+#define KQ_ASIDE volatile
+#else
+#define KQ_SIDE_BY_SIDE(sum0, sum1) ((void)0)
+#define KQ_COUNTED(index) ((void)0)
+#define KQ_ASIDE
+#endif
+
 #ifdef __cplusplus
 #define KQ_STATIC_ASSERT(condition, message) static_assert(condition, message)
 #else
