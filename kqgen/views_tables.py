@@ -20,7 +20,6 @@ class TableView:
     Attributes:
         ident: its C name.
         c_type: type of an element.
-        count: elements.
         size_bytes: all of it.
         comment: lines of the comment above it.
         rows: initialisers, each row ending in a comma.
@@ -28,7 +27,6 @@ class TableView:
 
     ident: str
     c_type: str
-    count: int
     size_bytes: int
     comment: tuple[str, ...]
     rows: tuple[str, ...]
@@ -90,11 +88,11 @@ def _packed(ident: str, packed: bytes, expected_bytes: int, what: str) -> TableV
     if len(packed) != expected_bytes:
         raise InternalError(f"table {ident} packs into {len(packed)} bytes, its size was given as {expected_bytes}")
     comment = comment_lines(f"{what}; {_counted(len(packed), 'byte')}")
-    return TableView(ident, "uint8_t", len(packed), len(packed), comment, hex_rows(packed))
+    return TableView(ident, "uint8_t", len(packed), comment, hex_rows(packed))
 
 
 def _numbers(ident: str, c_type: str, width_bytes: int, values: Array, what: str) -> TableView:
     literals = [int32_literal(int(value)) for value in np.asarray(values).reshape(-1)]
     size_bytes = width_bytes * len(literals)
     comment = comment_lines(f"{what}; {_counted(size_bytes, 'byte')}")
-    return TableView(ident, c_type, len(literals), size_bytes, comment, array_rows(literals))
+    return TableView(ident, c_type, size_bytes, comment, array_rows(literals))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from kqgen import memory, oracle, plan_check
-from kqgen.emit import Golden, GoldenVector
+from kqgen.emit import Golden, GoldenVector, SourceTree
 from kqgen.intgraph import (
     Int8,
     IntAdd,
@@ -295,3 +297,21 @@ def _step(node: IntNode, asked: Form | None) -> Step:
     if node.weights.bits == 8:
         return Step(node.name, "direct", 0, 0 if node.kernel == (1, 1) else 64, "by hand")
     return Step(node.name, "unpack", 2, 64, "by hand")
+
+
+def write(tree: SourceTree, folder: Path) -> Path:
+    """Writes a generated tree into `folder`."""
+    for path, text in tree.files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text, encoding="utf-8", newline="\n")
+    return folder
+
+
+def flip_first_byte(text: str, table: str, mask: int) -> str:
+    """The text of generated tables with the bits of `mask` changed in the first byte of `table`.
+
+    A flipped index must still name a codeword: the runtime trusts its tables.
+    """
+    match = re.search(rf"{table}\[\] = {{\n\s*0x([0-9a-f]{{2}})", text)
+    assert match is not None
+    return f"{text[: match.start(1)]}{int(match.group(1), 16) ^ mask:02x}{text[match.end(1) :]}"

@@ -7,50 +7,50 @@
 
 #include "kq_types.h"
 
-extern const uint8_t residual_book_3x3[162];
+extern const uint8_t residual_book_3x3[];
 
-extern const uint8_t residual_book_1x5[19];
+extern const uint8_t residual_book_1x5[];
 
-extern const uint8_t residual_stem_weights[216];
-extern const int32_t residual_stem_bias[8];
-extern const int16_t residual_stem_multiplier[8];
-extern const uint8_t residual_stem_shift[8];
-extern const int8_t residual_stem_pad_values[3];
+extern const uint8_t residual_stem_weights[];
+extern const int32_t residual_stem_bias[];
+extern const int16_t residual_stem_multiplier[];
+extern const uint8_t residual_stem_shift[];
+extern const int8_t residual_stem_pad_values[];
 
-extern const uint8_t residual_b1_conv1_indices[48];
-extern const int32_t residual_b1_conv1_bias[8];
-extern const int16_t residual_b1_conv1_multiplier[8];
-extern const uint8_t residual_b1_conv1_shift[8];
+extern const uint8_t residual_b1_conv1_indices[];
+extern const int32_t residual_b1_conv1_bias[];
+extern const int16_t residual_b1_conv1_multiplier[];
+extern const uint8_t residual_b1_conv1_shift[];
 
-extern const uint8_t residual_b1_conv2_indices[48];
-extern const int32_t residual_b1_conv2_bias[8];
-extern const int16_t residual_b1_conv2_multiplier[8];
-extern const uint8_t residual_b1_conv2_shift[8];
-extern const int8_t residual_b1_conv2_pad_values[8];
+extern const uint8_t residual_b1_conv2_indices[];
+extern const int32_t residual_b1_conv2_bias[];
+extern const int16_t residual_b1_conv2_multiplier[];
+extern const uint8_t residual_b1_conv2_shift[];
+extern const int8_t residual_b1_conv2_pad_values[];
 
-extern const uint8_t residual_b2_conv_indices[102];
-extern const int32_t residual_b2_conv_bias[17];
-extern const int16_t residual_b2_conv_multiplier[17];
-extern const uint8_t residual_b2_conv_shift[17];
+extern const uint8_t residual_b2_conv_indices[];
+extern const int32_t residual_b2_conv_bias[];
+extern const int16_t residual_b2_conv_multiplier[];
+extern const uint8_t residual_b2_conv_shift[];
 
-extern const uint8_t residual_wide_indices[39];
-extern const int32_t residual_wide_bias[6];
-extern const int16_t residual_wide_multiplier[6];
-extern const uint8_t residual_wide_shift[6];
+extern const uint8_t residual_wide_indices[];
+extern const int32_t residual_wide_bias[];
+extern const int16_t residual_wide_multiplier[];
+extern const uint8_t residual_wide_shift[];
 
-extern const uint8_t residual_six_weights[189];
-extern const int32_t residual_six_bias[7];
-extern const int16_t residual_six_multiplier[7];
-extern const uint8_t residual_six_shift[7];
+extern const uint8_t residual_six_weights[];
+extern const int32_t residual_six_bias[];
+extern const int16_t residual_six_multiplier[];
+extern const uint8_t residual_six_shift[];
 
-extern const uint8_t residual_four_weights[32];
-extern const int32_t residual_four_bias[9];
-extern const int16_t residual_four_multiplier[9];
-extern const uint8_t residual_four_shift[9];
+extern const uint8_t residual_four_weights[];
+extern const int32_t residual_four_bias[];
+extern const int16_t residual_four_multiplier[];
+extern const uint8_t residual_four_shift[];
 
-extern const uint8_t residual_fc_weights[360];
-extern const int32_t residual_fc_bias[10];
-extern const int16_t residual_fc_multiplier[10];
-extern const uint8_t residual_fc_shift[10];
+extern const uint8_t residual_fc_weights[];
+extern const int32_t residual_fc_bias[];
+extern const int16_t residual_fc_multiplier[];
+extern const uint8_t residual_fc_shift[];
 
 #endif

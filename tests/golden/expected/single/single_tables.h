@@ -7,9 +7,9 @@
 
 #include "kq_types.h"
 
-extern const uint8_t single_only_weights[8];
-extern const int32_t single_only_bias[2];
-extern const int16_t single_only_multiplier[2];
-extern const uint8_t single_only_shift[2];
+extern const uint8_t single_only_weights[];
+extern const int32_t single_only_bias[];
+extern const int16_t single_only_multiplier[];
+extern const uint8_t single_only_shift[];
 
 #endif

@@ -7,19 +7,19 @@
 
 #include "kq_types.h"
 
-extern const uint8_t two_ports_a_weights[180];
-extern const int32_t two_ports_a_bias[5];
-extern const int16_t two_ports_a_multiplier[5];
-extern const uint8_t two_ports_a_shift[5];
+extern const uint8_t two_ports_a_weights[];
+extern const int32_t two_ports_a_bias[];
+extern const int16_t two_ports_a_multiplier[];
+extern const uint8_t two_ports_a_shift[];
 
-extern const uint8_t two_ports_run_2_weights[10];
-extern const int32_t two_ports_run_2_bias[5];
-extern const int16_t two_ports_run_2_multiplier[5];
-extern const uint8_t two_ports_run_2_shift[5];
+extern const uint8_t two_ports_run_2_weights[];
+extern const int32_t two_ports_run_2_bias[];
+extern const int16_t two_ports_run_2_multiplier[];
+extern const uint8_t two_ports_run_2_shift[];
 
-extern const uint8_t two_ports_tail_weights[135];
-extern const int32_t two_ports_tail_bias[3];
-extern const int16_t two_ports_tail_multiplier[3];
-extern const uint8_t two_ports_tail_shift[3];
+extern const uint8_t two_ports_tail_weights[];
+extern const int32_t two_ports_tail_bias[];
+extern const int16_t two_ports_tail_multiplier[];
+extern const uint8_t two_ports_tail_shift[];
 
 #endif
