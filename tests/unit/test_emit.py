@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -198,6 +199,7 @@ def test_two_networks_share_one_firmware(flags: tuple[str, ...], tmp_path: Path)
 
 def test_cmake_builds_the_folder_by_itself_and_inside_another_project(tmp_path: Path) -> None:
     require_tool("cmake", "cc", "gcc")
+    cmake = str(shutil.which("cmake"))
     for name in ("residual", "two_ports"):
         write(tree_of(name), tmp_path / name)
     (tmp_path / "main.c").write_text(_TWO_NETS, encoding="utf-8")
@@ -208,8 +210,8 @@ def test_cmake_builds_the_folder_by_itself_and_inside_another_project(tmp_path: 
     )
     cross = f"-DCMAKE_TOOLCHAIN_FILE={tmp_path / 'residual' / 'toolchain-m0p.cmake'}"
     for source, build, *options in ((".", "host"), ("residual", "cross", cross)):
-        subprocess.run(["cmake", "-S", source, "-B", build, *options], cwd=tmp_path, capture_output=True, check=True)
-        subprocess.run(["cmake", "--build", build], cwd=tmp_path, capture_output=True, check=True)
+        subprocess.run([cmake, "-S", source, "-B", build, *options], cwd=tmp_path, capture_output=True, check=True)
+        subprocess.run([cmake, "--build", build], cwd=tmp_path, capture_output=True, check=True)
     done = subprocess.run([tmp_path / "host" / "firmware"], capture_output=True, text=True, check=True)
     assert done.stdout == "0 0"
     assert (tmp_path / "cross" / "libresidual.a").is_file()
