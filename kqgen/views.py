@@ -268,8 +268,9 @@ def _places(plan: Plan, inputs: Sequence[BufferView], outputs: Sequence[BufferVi
             case "arena":
                 places[tensor.name] = f"{ARENA} + {tensor.place.offset}"
     missing = [node.output.name for node in plan.graph.nodes if node.output.name not in places]
+    missing += [buffer.name for buffer in (*inputs, *outputs) if buffer.param not in places.values()]
     if missing:
-        raise InternalError(f"the plan has no place for {missing[0]}")
+        raise InternalError(f"the plan of {plan.graph.name} has no place for {missing[0]}")
     return places
 
 

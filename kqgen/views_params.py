@@ -183,6 +183,7 @@ def params(graph: IntGraph, node: IntNode, tile: int, prefix: str, codebooks: Ma
     Raises: InternalError naming layer and field when a value does not fit the C field.
     """
     lo, hi = (_fits(node, value, INT8, "clamp") for value in (node.lo, node.hi))
+    _fits(node, node.output.zero_point, INT8, "zero_point")
     source = graph.tensor(node.inputs[0])
     match node:
         case IntConv2d():

@@ -154,6 +154,22 @@ def test_a_plan_of_another_graph_is_refused() -> None:
         view_of(nets.single(), replace(plan, steps=(replace(plan.steps[0], node="other"),)))
 
 
+def test_an_output_that_nothing_writes_is_refused() -> None:
+    graph = nets.single()
+    plan = nets.make_plan(graph)
+    twice = replace(graph, outputs=("only", "only"))
+    with pytest.raises(InternalError, match="no place for only"):
+        view_of(twice, replace(plan, graph=twice))
+
+
+def test_a_zero_point_beyond_int8_is_refused() -> None:
+    graph = nets.single()
+    node = replace(graph.nodes[0], output=replace(graph.nodes[0].output, zero_point=128))
+    wrong = replace(graph, nodes=(node,))
+    with pytest.raises(InternalError, match="only: zero_point"):
+        model_view(nets.make_plan(wrong), load_board("host"), nets.make_golden(graph, nets.random_inputs(graph, 1)), META, ())
+
+
 def test_a_layer_with_another_codebook_is_refused() -> None:
     graph = nets.residual()
     books = tuple(replace(book, sign=not book.sign) for book in graph.codebooks)
