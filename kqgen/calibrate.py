@@ -3,9 +3,9 @@
 Estimator: the images run twice. The first pass takes every tensor's minimum and maximum, the second a histogram of 4096 bins between
 them (0 always inside). Of the ranges that shrink either end, the one with the least mean squared quantisation error over the histogram
 is taken: the error of clipping rare large values is weighed against the finer step for all others. Against plain minimum and maximum
-it withstands single outliers; against percentiles it needs no constant chosen by hand, and it never clips more than pays. Outputs of
-the network keep minimum and maximum, since there the largest value is the answer. Memory is one batch of activations and the
-histograms, whatever the number of images.
+it gives up the far ends of long tails; against percentiles it needs no constant chosen by hand, and it never clips more than pays.
+Outputs of the network keep minimum and maximum, since there the largest value is the answer. Memory is one batch of activations and
+the histograms, whatever the number of images.
 """
 
 from __future__ import annotations

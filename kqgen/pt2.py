@@ -130,13 +130,17 @@ def _tensors(path: Path, members: Mapping[str, bytes], folder: str, listing: str
             if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
                 raise suspicious(path, f"{folder}{file}", f"a pickled {type(tensor).__name__}")
             data = _resaved(tensor)
-        _check_meta(path, name, entry.get("tensor_meta"))
+        count = _count(path, name, entry.get("tensor_meta"))
+        if count > 0 and not data:
+            # torch would take the weights for zeros.
+            raise InputError(f"{path} is damaged", found=f"{folder}{file} is empty", wanted=f"{count} values of {name}", do=_DO)
         clean[folder + file] = data
     clean[listing] = json.dumps({"config": config}).encode()
     return clean
 
 
-def _check_meta(path: Path, name: str, meta: Any) -> None:
+def _count(path: Path, name: str, meta: Any) -> int:
+    """The number of values in a stored tensor."""
     count = 1
     try:
         for size in meta["sizes"]:
@@ -145,6 +149,7 @@ def _check_meta(path: Path, name: str, meta: Any) -> None:
         raise InputError(f"{path} is damaged", found=f"{name} has no fixed size", wanted="what torch.export.save writes") from error
     if not 0 <= count <= _LARGEST_TENSOR:
         raise InputError(f"{path} is absurdly large for a microcontroller", found=f"{name} of {count} values")
+    return count
 
 
 def _unpickled(path: Path, member: str, data: bytes) -> Any:

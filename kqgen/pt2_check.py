@@ -18,7 +18,7 @@ from kqgen.errors import InputError
 _PLAIN = re.compile(r"[\w.+\-]{0,300}", re.ASCII)
 _NAME = re.compile(r"\w{1,300}", re.ASCII)
 _STACK = re.compile(r"[^\x00-\x1f]{0,20000}")
-_TARGET = re.compile(r"torch\.ops\.(aten|prims|higher_order)\.\w+(\.\w+)?|(_operator|math|torch)\.(sym_)?\w+", re.ASCII)
+_TARGET = re.compile(r"torch\.ops\.(aten|prims|higher_order)\.\w+(\.\w+)?|(_operator|math)\.\w+|torch\.sym_\w+", re.ASCII)
 _SYMBOL = re.compile(r"[a-z]+[0-9]+", re.ASCII)
 _FILE_OPERATORS = ("torch.ops.aten.from_file",)
 _EXPRESSIONS = frozenset(
