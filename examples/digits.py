@@ -20,7 +20,7 @@ from torch import nn
 import kqgen
 from kqgen import console, pipeline
 from kqgen.firmware import Firmware, open_firmware
-from kqgen.report import Report
+from kqgen.report import Report, grouped
 from kqgen.verify import VerifyReport
 
 EPOCHS = 14
@@ -108,7 +108,7 @@ def main(arguments: list[str]) -> int:
     kq_firmware, kq_report, kq_verify, _ = results[1]
     console.show_report(people, kq_report, kq_firmware.board)
     people.print()
-    console.show_verify(people, kq_firmware.graph.name, kq_verify)
+    console.show_verify(people, kq_firmware.graph.name, kq_verify, kq_firmware.board)
     people.print()
     people.print(summary(float_accuracy, results))
     people.print(f"  the C is in {kq_firmware.folder}: its README says how to call it")
@@ -139,7 +139,7 @@ def summary(float_accuracy: float, results: list[tuple[Firmware, Report, VerifyR
     for firmware, report, verified, share in results:
         table.add_row(
             firmware.graph.name, f"{100 * share:.1f} %", console.bits(report.bits_per_weight.conv),
-            console.grouped(report.flash_bytes.tables), console.kilobytes(report.flash_bytes.total),
+            grouped(report.flash_bytes.tables), console.kilobytes(report.flash_bytes.total),
             console.kilobytes(report.ram_bytes.total), "yes" if verified.exact else "NO",
         )  # fmt: skip
     return table

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from kqgen.compare import layer_labels
 from kqgen.cycles import CycleModel, wait_state_cycles
 from kqgen.emulate import run_unicorn
 from kqgen.errors import InternalError
 from kqgen.image import Image
 from kqgen.intgraph import IntConv2d
 from kqgen.plan import Plan
+from kqgen.qemu import run_qemu
+from kqgen.report import IN_TABLES
 from kqgen.thumb import Program
 
 
@@ -35,6 +38,8 @@ class BenchReport:
         cycles_with_wait_states: with the board's flash wait states, no cache.
         stack_bytes: high-water mark of the run.
         layers: in execution order.
+        core_title: the core as people write it.
+        clock_hz: the board's clock, None for a core without a board.
     """
 
     core: str
@@ -44,31 +49,36 @@ class BenchReport:
     cycles_with_wait_states: int
     stack_bytes: int
     layers: tuple[LayerBench, ...]
+    core_title: str = field(metadata=IN_TABLES)
+    clock_hz: int | None = field(metadata=IN_TABLES)
 
 
-def bench(plan: Plan, image: Image, inputs: bytes) -> BenchReport:
-    """Runs one input on `image` and counts.
+def bench(plan: Plan, image: Image, inputs: bytes, clock_hz: int | None) -> BenchReport:
+    """Runs one input on `image` and counts: under unicorn, or under QEMU where unicorn lacks the core.
 
     Args:
         plan: what the image was made from.
         image: a build without taps.
         inputs: the bytes of all input tensors.
+        clock_hz: to tell milliseconds by, None where there is no board.
 
     Raises:
-        ToolchainError: the emulator is missing, has no such core, or the run faulted.
+        ToolchainError: the emulator, or the host compiler that counting under QEMU takes, is missing, or the run faulted.
+        InputError: no emulator has the image's board.
     """
-    run = run_unicorn(image, [inputs], profile=True, flash_reads=True)
+    emulate = run_qemu if image.board.core.unicorn_model is None else run_unicorn
+    run = emulate(image, [inputs], profile=True, flash_reads=True)
     if run.profile is None or run.stack_bytes is None or len(run.profile) != len(plan.steps):
         raise InternalError(f"the emulator counted {len(run.profile or ())} layers where the plan has {len(plan.steps)}")
     program = Program.of_elf(image.elf)
     model = CycleModel(image.board.core.name)
     layers: list[LayerBench] = []
     waiting = 0
-    for node, profile in zip(plan.graph.nodes, run.profile, strict=True):
+    for node, label, profile in zip(plan.graph.nodes, layer_labels(plan.graph), run.profile, strict=True):
         cycles = model.cycles(program, profile.blocks)
         waiting += wait_state_cycles(profile, image.board.flash, image.board.flash_wait_states)
         macs = node.macs if isinstance(node, IntConv2d) else 0
-        layers.append(LayerBench(node.path or node.name, profile.instructions, cycles, macs))
+        layers.append(LayerBench(label, profile.instructions, cycles, macs))
     total = sum(layer.cycles_modelled for layer in layers)
     return BenchReport(
         core=image.board.core.name,
@@ -78,4 +88,6 @@ def bench(plan: Plan, image: Image, inputs: bytes) -> BenchReport:
         cycles_with_wait_states=total + waiting,
         stack_bytes=run.stack_bytes,
         layers=tuple(layers),
+        core_title=image.board.core.title,
+        clock_hz=clock_hz,
     )

@@ -1,32 +1,58 @@
 """The command line. Options in, one call of the pipeline each, tables out; every error is one message and its exit status.
 
-    0 did what it says   1 mismatch   2 usage or input   3 does not fit   4 tool missing or failed
+    0 did what it says   1 mismatch   2 usage or input   3 does not fit   4 tool missing or failed   70 a bug of kqgen
+
+The pipeline is imported by the commands that need it: torch takes seconds to load, and help should not.
 """
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 import click
+from rich.console import Console
 
 from kqgen import board as boards
-from kqgen import console, pipeline
+from kqgen import console
 from kqgen.errors import InputError, KqgenError
-from kqgen.firmware import Firmware, open_firmware
 from kqgen.options import Codebook, Compression
 from kqgen.report import document
 from kqgen.version import __version__
 
+if TYPE_CHECKING:
+    from kqgen.firmware import Firmware
+
 F = TypeVar("F", bound=Callable[..., Any])
+ToolchainChoice = Literal["gcc", "zig"] | None
+
 EXIT_BUG = 70
+_EXIT_INTERRUPTED = 130
+_EXIT_TERMINATED = 143
+_IMAGES_DO = "numpy.savez('images.npz', images=array), array float32 (N, C, H, W) as the PyTorch module takes it"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__, prog_name="kqgen")
+class _InOrder(click.Group):
+    """Help lists the commands in the order in which they are used, not by the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands as they were defined."""
+        del ctx
+        return list(self.commands)
+
+
+@click.group(
+    cls=_InOrder,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Exit status: 0 did what it says, 1 mismatch, 2 usage or input, 3 does not fit the board, 4 tool missing or failed.",
+)
+@click.version_option(__version__, prog_name="kqgen", message="%(prog)s %(version)s")
 def cli() -> None:
     """Compiles a PyTorch CNN to small, exact, plain C for Cortex-M by Kernel Quantization."""
 
@@ -38,86 +64,115 @@ def _toolchain_option(function: F) -> F:
 
 
 def _json_option(function: F) -> F:
-    return click.option("--json", "json_target", metavar="-", help="'-' prints the JSON instead of writing it into the folder.")(function)
+    return click.option(
+        "--json", "json_target", type=click.Choice(["-"]), metavar="-", help="Print the JSON instead of writing it into the folder."
+    )(function)
 
 
-@cli.command()
+@cli.command(short_help="A PyTorch model in, a folder of C out.")
 @click.argument("model")
-@click.option("--board", "board_name", required=True, help="Board name (see `kqgen boards`) or path of a board file.")
-@click.option("--calibration", required=True, type=click.Path(path_type=Path), help=".npz with one float32 array (N, C, H, W).")
-@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder to write; replaced as a whole.")
-@click.option("--state", type=click.Path(path_type=Path), help="Weights for package.module:factory, .pt or .safetensors.")
+@click.option("--board", "board_name", required=True, metavar="BOARD", help="Name (see `kqgen boards`), or path of a board file.")
+@click.option(
+    "--calibration", required=True, type=click.Path(path_type=Path), metavar="NPZ", help="100 typical inputs or more, float32 (N, C, H, W)."
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="Folder to write; replaced as a whole.")
+@click.option(
+    "--state", type=click.Path(path_type=Path), metavar="FILE", help="Weights for package.module:factory: .safetensors, .pt or .pth."
+)
 @click.option("--weights", type=click.Choice(["kq", "int8"]), default="kq", show_default=True, help="int8 turns Kernel Quantization off.")
-@click.option("--codebook", type=click.Choice(["layer", "network"]), default="network", show_default=True, help="Scope of a codebook.")
+@click.option(
+    "--codebook", type=click.Choice(["layer", "network"]), default="network", show_default=True,
+    help="One codebook a layer, or one for all kernels of a shape.",
+)  # fmt: skip
 @click.option("--codewords", type=int, default=256, show_default=True, metavar="K", help="Stored codewords of a codebook.")
 @click.option("--sign/--no-sign", default=True, show_default=True, help="Let each codeword also serve as its negative.")
 @click.option("--keep", multiple=True, metavar="LAYER=BITS", help="Store this layer uniformly in 8, 6 or 4 bits; repeatable.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the clustering.")
-@click.option("--name", help="C identifier of the network (default: the file's stem).")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of the clustering.")
+@click.option("--name", metavar="IDENT", help="C identifier of the network (default: the file's stem).")
 @click.option("--no-build", is_flag=True, help="Write sources only; measured figures become null.")
 @_toolchain_option
 @_json_option
 def compile(  # noqa: A001 - the command is called so
     model: str, board_name: str, calibration: Path, out: Path, state: Path | None, weights: Literal["kq", "int8"],
     codebook: Literal["layer", "network"], codewords: int, sign: bool, keep: tuple[str, ...], seed: int, name: str | None, no_build: bool,
-    toolchain: Literal["gcc", "zig"] | None, json_target: str | None,
+    toolchain: ToolchainChoice, json_target: str | None,
 ) -> None:  # fmt: skip
-    """Compile MODEL, a .pt2 file (torch.export.save) or package.module:factory, into a folder of C.
+    """Compile MODEL into a folder of C for a board.
 
-    A factory is your own code and is run; a .pt2 and a state file are data and run nothing.
+    MODEL is a .pt2 file (torch.export.save) or package.module:factory. A factory is your own code and is run; a .pt2 and a
+    state file are data and run nothing.
+
+    \b
+    kqgen compile net.pt2 --board nucleo-g0b1re --calibration images.npz --out firmware
+    kqgen compile nets.resnet:resnet8 --state resnet8.safetensors --board microbit --calibration images.npz --out firmware
     """
     compression = Compression(weights, Codebook(codebook, codewords, sign), tuple(_keep(entry) for entry in keep), seed)
     target = boards.load_board(board_name)
+    from kqgen import pipeline  # noqa: PLC0415 - see above
+
     with console.progress_bar(console.make_console(stderr=True), "compiling") as tell:
         result = pipeline.compile_file(
             model, state=state, calibration=calibration, board=target, compression=compression, name=name, out=out,
             build=not no_build, toolchain=toolchain, tell=tell, write_report=json_target is None,
         )  # fmt: skip
-    people = _people(json_target)
     console.show_warnings(console.make_console(stderr=True), result.warnings)
+    people = _people(json_target)
     console.show_report(people, result.report, target)
-    people.print(f"  written to {out}   kqgen verify {out} --inputs {calibration}   kqgen bench {out}", soft_wrap=True)
+    console.show_next(people, out, calibration, target)
     _print_json(json_target, document(result.report))
 
 
 def _keep(entry: str) -> tuple[str, int]:
     layer, _, width = entry.rpartition("=")
-    if not layer or not width.isdecimal():
-        raise InputError(f"cannot read --keep {entry}", found=entry, wanted="LAYER=BITS", do="write for example --keep stem=8")
+    if not layer or not (width.isascii() and width.isdecimal()):
+        raise InputError(f"cannot read --keep {entry}", found=entry, wanted="LAYER=BITS, BITS 8, 6 or 4", do="for example --keep stem=8")
     return layer, int(width)
 
 
-@cli.command()
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--inputs", required=True, type=click.Path(path_type=Path), help=".npz with one float32 array (N, C, H, W).")
-@click.option("--targets", help="Comma-separated: host, unicorn, qemu (default: host and the board's emulator).")
-@click.option("--limit", type=click.IntRange(min=1), help="Use only the first inputs.")
+@cli.command(short_help="Prove the C: reference, this computer and the emulated board agree in every byte.")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--inputs", required=True, type=click.Path(path_type=Path), metavar="NPZ", help="Inputs, float32 (N, C, H, W).")
+@click.option("--targets", metavar="LIST", help="Of host,unicorn,qemu (default: host and the board's emulator).")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use only the first N inputs.")
 @_toolchain_option
 @_json_option
 def verify(
-    folder: Path, inputs: Path, targets: str | None, limit: int | None, toolchain: Literal["gcc", "zig"] | None, json_target: str | None
+    folder: Path, inputs: Path, targets: str | None, limit: int | None, toolchain: ToolchainChoice, json_target: str | None
 ) -> None:
-    """Compare integer reference, host C and emulated board in every byte, and integers with float PyTorch."""
+    """Compare integer reference, host C and emulated board in every byte, and the integers with float PyTorch.
+
+    FOLDER is what `kqgen compile` wrote. The result goes into its verify.json; a difference names the first layer that has it.
+    """
+    from kqgen import pipeline  # noqa: PLC0415 - see above
+    from kqgen.firmware import open_firmware  # noqa: PLC0415
+
     firmware = open_firmware(folder)
+    chosen = None if targets is None else [name.strip() for name in targets.split(",")]
     with console.progress_bar(console.make_console(stderr=True), "verifying") as tell:
-        report = pipeline.verify_firmware(
-            firmware, inputs, targets=targets.split(",") if targets else None, limit=limit, toolchain=toolchain, tell=tell
-        )
+        report = pipeline.verify_firmware(firmware, inputs, targets=chosen, limit=limit, toolchain=toolchain, tell=tell)
     _write_json(json_target, firmware, "verify.json", document(report))
-    console.show_verify(_people(json_target), firmware.graph.name, report)
+    console.show_verify(_people(json_target), firmware.graph.name, report, firmware.board)
     if report.exact is None:
         sys.exit(4)
     if not report.exact:
         sys.exit(1)
 
 
-@cli.command()
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--core", type=click.Choice([core.name for core in boards.CORES if not core.is_host]), help="Default: the board's core.")
+@cli.command(short_help="Count instructions and model cycles, layer by layer.")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--core", type=click.Choice([core.name for core in boards.CORES if not core.is_host]), help="Another core than the board's."
+)
 @_toolchain_option
 @_json_option
-def bench(folder: Path, core: str | None, toolchain: Literal["gcc", "zig"] | None, json_target: str | None) -> None:
-    """Count instructions and model cycles of one run on an emulated core, per layer."""
+def bench(folder: Path, core: str | None, toolchain: ToolchainChoice, json_target: str | None) -> None:
+    """Count the instructions of one run on the emulated core and model its cycles, layer by layer.
+
+    FOLDER is what `kqgen compile` wrote. The result goes into its bench.json.
+    """
+    from kqgen import pipeline  # noqa: PLC0415 - see above
+    from kqgen.firmware import open_firmware  # noqa: PLC0415
+
     firmware = open_firmware(folder)
     with console.progress_bar(console.make_console(stderr=True), "counting") as tell:
         report = pipeline.bench_firmware(firmware, core=core, toolchain=toolchain, tell=tell)
@@ -125,32 +180,28 @@ def bench(folder: Path, core: str | None, toolchain: Literal["gcc", "zig"] | Non
     console.show_bench(_people(json_target), firmware.graph.name, report)
 
 
-@cli.command(name="boards")
+@cli.command(name="boards", short_help="List the boards.")
 def boards_command() -> None:
-    """List the boards kqgen knows."""
+    """List the boards kqgen knows; `--board` takes a file of your own as well."""
     console.show_boards(console.make_console(), boards.all_boards())
 
 
-@cli.command(name="ops")
+@cli.command(name="ops", short_help="List the PyTorch operators that compile.")
 def ops_command() -> None:
-    """List the PyTorch operators kqgen compiles, and on what conditions."""
-    console.show_ops(console.make_console())
+    """List the PyTorch operators kqgen compiles, on what conditions, and what becomes of them."""
+    from kqgen.frontend_table import SUPPORTED  # noqa: PLC0415 - see above
+
+    console.show_ops(console.make_console(), SUPPORTED)
 
 
-def _people(json_target: str | None) -> console.Console:
+def _people(json_target: str | None) -> Console:
     """Tables go to standard error when standard output carries JSON."""
     return console.make_console(stderr=json_target is not None)
 
 
 def _print_json(json_target: str | None, content: dict[str, Any]) -> None:
     if json_target is not None:
-        _check_target(json_target)
         click.echo(json.dumps(content, indent=2, allow_nan=False))
-
-
-def _check_target(json_target: str) -> None:
-    if json_target != "-":
-        raise InputError(f"--json takes only '-', not {json_target}", do="leave it out to write the JSON into the folder")
 
 
 def _write_json(json_target: str | None, firmware: Firmware, name: str, content: dict[str, Any]) -> None:
@@ -160,21 +211,59 @@ def _write_json(json_target: str | None, firmware: Firmware, name: str, content:
         _print_json(json_target, content)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def _usage(error: click.ClickException) -> InputError:
+    """A complaint of click's as an error of ours."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    path = context.command_path if context is not None else "kqgen"
+    do, command = f"`{path} --help` lists the options", path.removeprefix("kqgen").strip()
+    if isinstance(error, click.MissingParameter) and error.param is not None:
+        option = error.param.opts[0] if isinstance(error.param, click.Option) else error.param.human_readable_name
+        wanted = (error.param.help or "").rstrip(".") if isinstance(error.param, click.Option) else ""
+        return InputError(f"{command} needs {option}", wanted=wanted, do=_IMAGES_DO if option in ("--calibration", "--inputs") else do)
+    message = error.format_message().rstrip(".")
+    return InputError(f"{command}: {message}" if command else message, do=do)
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    """Leaves as after Ctrl-C, so that temporary folders go."""
+    del number, frame
+    sys.exit(_EXIT_TERMINATED)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
     """Runs the command line and leaves with its exit status; errors are one message, never a traceback."""
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        sys.exit(_status(arguments))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _status(arguments: list[str] | None) -> int:
     stderr = console.make_console(stderr=True)
     try:
-        cli(args=arguments, prog_name="kqgen", standalone_mode=False)
+        status = cli(args=arguments, prog_name="kqgen", standalone_mode=False)
     except KqgenError as error:
-        console.show_error(stderr, error, nothing_written=error.exit_status in (2, 3))
-        sys.exit(error.exit_status)
-    except click.ClickException as error:
+        console.show_error(stderr, error, nothing_written=error.exit_status != EXIT_BUG)
+        return error.exit_status
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
-        sys.exit(2)
+        return InputError.exit_status
+    except click.ClickException as error:
+        console.show_error(stderr, _usage(error), nothing_written=True)
+        return InputError.exit_status
     except click.exceptions.Abort:
-        sys.exit(130)
+        console.show_error(stderr, KqgenError("interrupted"), nothing_written=False)
+        return _EXIT_INTERRUPTED
     except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        failure = InputError(f"cannot read or write{where}", found=cast(str, error.strerror or str(error)), do="check the disk and the path")
+        where = f" {error.filename}" if error.filename else ""
+        failure = InputError(f"cannot read or write{where}", found=error.strerror or str(error), do="check the disk and the path")
         console.show_error(stderr, failure, nothing_written=True)
-        sys.exit(failure.exit_status)
+        return failure.exit_status
+    except Exception as error:  # noqa: BLE001 - whatever else is a bug of ours, and must not look like exit status 1, a mismatch
+        traceback.print_exc()
+        console.show_error(
+            stderr, KqgenError(f"a bug in kqgen: {type(error).__name__}", do="please report it with the lines above"), nothing_written=False
+        )
+        return EXIT_BUG
+    return status if isinstance(status, int) else 0

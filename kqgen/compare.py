@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from kqgen.intgraph import Int8
+from kqgen.intgraph import Int8, IntGraph, IntNode
+
+
+def layer_labels(graph: IntGraph) -> tuple[str, ...]:
+    """What reports call each layer, in execution order: its PyTorch module path, else the node's name in C.
+
+    The path serves where it names this layer and no other: not for an addition inside a block, nor for a module called twice.
+    """
+    own = [node.path if _is_module(node) else node.name for node in graph.nodes]
+    counts = Counter(own)
+    return tuple(label if counts[label] == 1 else node.name for label, node in zip(own, graph.nodes, strict=True))
+
+
+def _is_module(node: IntNode) -> bool:
+    """Whether the node is the module at its path, not one of several operators in there."""
+    path = re.sub(r"\W+", "_", node.path)
+    return bool(path) and (node.name == path or (path[0].isdigit() and node.name.endswith(f"_{path}")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +36,7 @@ class FirstDifference:
 
     Attributes:
         input: number of the image.
-        layer: PyTorch module path of the layer, or the node's name where it has none.
+        layer: what `layer_labels` calls it.
         index: (y, x, c) inside the layer's output.
         expected, found: the int8 values.
     """

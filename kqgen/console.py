@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleRenderable
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from kqgen.bench import BenchReport
 from kqgen.board import Board
 from kqgen.errors import KqgenError
-from kqgen.frontend import SUPPORTED
-from kqgen.report import Report
-from kqgen.verify import VerifyReport
+from kqgen.report import LayerReport, Report, grouped
+
+if TYPE_CHECKING:
+    from kqgen.bench import BenchReport
+    from kqgen.frontend_table import Supported
+    from kqgen.verify import TargetResult, VerifyReport
 
 Tell = Callable[[str, float], None]
 """Progress: what is being done, and the share of it that is done, 0..1."""
@@ -26,16 +31,14 @@ Tell = Callable[[str, float], None]
 WIDE_COLUMNS = 118
 """Width when standard output is no terminal: tables keep their columns in logs and files."""
 
+SOURCE_COLUMNS = 100
+"""Terminals narrower than this are not shown where a board's figures are from."""
+
 
 def make_console(*, stderr: bool = False) -> Console:
     """A console for standard output or standard error; colours only on a terminal."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(file=stream, width=None if stream.isatty() else WIDE_COLUMNS, highlight=False, soft_wrap=False)
-
-
-def grouped(value: int | float | None) -> str:
-    """A number with thin groups of three: 16 688; a dash for None."""
-    return "-" if value is None else f"{value:,.0f}".replace(",", " ")
 
 
 def bits(value: float | None) -> str:
@@ -50,9 +53,9 @@ def kilobytes(size_bytes: int | None) -> str:
 
 @contextmanager
 def progress_bar(console: Console, title: str) -> Iterator[Tell]:
-    """A bar that follows the label and fraction it is told; it vanishes when done."""
+    """A bar that follows the label and fraction it is told; it vanishes when done, and is not drawn where nobody looks."""
     columns = (TextColumn("{task.description:<34}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         state: list[tuple[str, TaskID]] = [(title, bar.add_task(title, total=1.0))]
 
         def tell(label: str, fraction: float) -> None:
@@ -65,65 +68,124 @@ def progress_bar(console: Console, title: str) -> Iterator[Tell]:
         yield tell
 
 
+def _say(console: Console, text: Text | str) -> None:
+    """One line, left to the terminal to wrap: logs and pipes get it whole."""
+    console.print(text if isinstance(text, Text) else Text(text), soft_wrap=True)
+
+
+def _labelled(console: Console, rows: Sequence[tuple[str, str]]) -> None:
+    """`label  text` lines, indented; what does not fit a terminal goes on under the text, and line breaks in a text are kept."""
+    if not console.is_terminal:
+        for label, text in rows:
+            first, *rest = text.strip("\n").split("\n")
+            _say(console, "\n".join((f"  {label:<7}  {first}", *(f"{'':11}{line}" for line in rest))))
+        return
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="bold", min_width=7, no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, text in rows:
+        grid.add_row(label, Text(text.strip("\n")))
+    console.print(Padding(grid, (0, 0, 0, 2)))
+
+
 def show_error(console: Console, error: KqgenError, *, nothing_written: bool) -> None:
-    """An error as looks: headline, found, wanted, do; and that nothing was written, where that is so."""
-    console.print(Text("kqgen: ", style="bold red").append(error.what, style="default"))
-    for label, text in (("found", error.found), ("wanted", error.wanted), ("do", error.do)):
-        if text:
-            console.print(Text(f"  {label:<8} ", style="bold").append(text, style="default"))
+    """An error: headline, found, wanted, do; and that nothing was written, where that is so."""
+    _say(console, Text("kqgen: ", style="bold red").append(error.what, style="default"))
+    _labelled(console, [(label, text) for label, text in (("found", error.found), ("wanted", error.wanted), ("do", error.do)) if text])
     if nothing_written:
-        console.print("  nothing was written")
+        _say(console, "  nothing was written")
 
 
 def show_warnings(console: Console, warnings: Sequence[str]) -> None:
     """Warnings, a line each."""
     for warning in warnings:
-        console.print(Text("warning: ", style="bold yellow").append(warning, style="default"))
+        _say(console, Text("warning: ", style="bold yellow").append(warning, style="default"))
 
 
-def _table(*columns: str, left: Sequence[str] = ()) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+def _table(*columns: str, left: Sequence[str] = (), fold: Sequence[str] = ()) -> Table:
+    """A table without lines; columns in `left` are words, those in `fold` may break."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
-        table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column in left else "right", no_wrap=column not in fold, overflow="fold")
     return table
+
+
+def _rendered(console: Console, renderable: ConsoleRenderable, width: int) -> list[Text]:
+    """The lines a renderable takes, without the blanks at their ends."""
+    with console.capture() as captured:
+        console.print(renderable, width=width, crop=False)
+    lines = list(Text.from_ansi(captured.get()).split("\n"))
+    for line in lines:
+        line.rstrip()
+    return lines
+
+
+def _show_table(console: Console, table: Table, *, totals: int = 0, width: int | None = None) -> None:
+    """A table, indented, with a line above its last `totals` rows; as wide as its content unless `width` is given."""
+    lines = _rendered(console, table, width or 4 * WIDE_COLUMNS)
+    rule = Text("-" * max(line.cell_len for line in lines))
+    for number, line in enumerate(lines):
+        if totals and number == len(lines) - totals:
+            _say(console, Text("  ").append_text(rule))
+        _say(console, Text("  ").append_text(line))
 
 
 def show_report(console: Console, report: Report, board: Board) -> None:
     """The table of a compiled network: layers, then flash, RAM and bits in all."""
-    console.print()
-    console.print(Text(report.model, style="bold").append(f"  ->  {board.name}   {board_line(board)}", style="default"))
-    table = _table("layer", "op", "out", "weights", "bits/w", "form", "flash B", "M MAC", left=("layer", "op", "out", "weights", "form"))
+    _say(console, Text(report.model, style="bold").append(f"  ->  {board.name}   {board_line(board)}", style="default"))
+    _say(console, "")
+    unit, divisor, digits = ("M", 1e6, 2) if report.macs >= 1e6 else ("k", 1e3, 1)
+    words = ("layer", "op", "out", "weights", "form")
+    table = _table("layer", "op", "out", "weights", "bits/w", "form", "table B", f"{unit} MAC", left=words)
     for layer in report.layers:
         table.add_row(
-            layer.path or layer.name, layer.shape, layer.output, _weights(layer.index_bits, layer.weight_bits, layer.bits_per_weight),
-            bits(layer.bits_per_weight), "" if layer.form == "plain" else layer.form, grouped(layer.flash_bytes),
-            f"{layer.macs / 1e6:.2f}" if layer.macs else "",
+            layer.name, layer.title, layer.output, layer.weights, _bits_of(layer), "" if layer.form == "plain" else layer.form,
+            grouped(layer.flash_bytes), f"{layer.macs / divisor:.{digits}f}" if layer.macs else "",
         )  # fmt: skip
     for codebook in report.codebooks:
-        table.add_row(codebook.name, f"{codebook.codewords} codewords", "", "6-bit", "", "", grouped(codebook.flash_bytes), "")
-    table.add_section()
-    table.add_row(
-        "total", "", "", "", f"{bits(report.bits_per_weight.conv)} conv", "", grouped(report.flash_bytes.tables), f"{report.macs / 1e6:.2f}"
-    )
-    console.print(table)
-    flash, ram = report.flash_bytes, report.ram_bytes
-    of_flash = "" if board.core.is_host else f" of {board.flash.size_bytes // 1024}"
-    of_ram = "" if board.core.is_host else f" of {board.ram.size_bytes // 1024}"
-    console.print(f"  flash   {kilobytes(flash.total)} KB{of_flash}   tables {kilobytes(flash.tables)}  code {kilobytes(flash.code)}")
-    console.print(
-        f"  RAM     {kilobytes(ram.total)} KB{of_ram}   arena {kilobytes(ram.arena)}  input {kilobytes(ram.input)}  "
-        f"output {grouped(ram.output)} B  stack {grouped(ram.stack)} B"
-    )
+        table.add_row(codebook.name, f"{codebook.codewords} codewords", "", "int6", "", "", grouped(codebook.flash_bytes), "")
     widths = report.bits_per_weight
-    console.print(f"  bits    {bits(widths.kq)} a weight where indexed, {bits(widths.conv)} over convolutions, {bits(widths.all)} over all")
+    total = ("total", "", "", "", bits(widths.conv), "over conv", grouped(report.flash_bytes.tables), f"{report.macs / divisor:.{digits}f}")
+    table.add_row(*total)
+    _show_table(console, table, totals=1)
+    _say(console, "")
+    _say_labelled(console, _summary(report, board))
+
+
+def _bits_of(layer: LayerReport) -> str:
+    return "" if layer.bits_per_weight is None else bits(layer.bits_per_weight)
+
+
+def _summary(report: Report, board: Board) -> Iterator[tuple[str, str]]:
+    flash, ram, widths = report.flash_bytes, report.ram_bytes, report.bits_per_weight
+    of_flash = "" if board.core.is_host else f" of {grouped(board.flash.size_bytes // 1024)}"
+    of_ram = "" if board.core.is_host else f" of {grouped(board.ram.size_bytes // 1024)}"
+    int8 = f"   (int8 weights: tables {kilobytes(report.int8_tables_bytes)})" if report.weights == "kq" else ""
+    built = flash.total is not None
+    parts = f"tables {kilobytes(flash.tables)}" + (f"  code {kilobytes(flash.code)}" if built else "")
+    yield "flash", (f"{kilobytes(flash.total)} KB{of_flash}   {parts}" if built else f"{parts} KB{of_flash}, code not built") + int8
+    buffers = f"arena {kilobytes(ram.arena)} at {report.fullest}  input {kilobytes(ram.input)}  output {kilobytes(ram.output)}"
+    known = ram.total if ram.total is not None else ram.arena + ram.input + ram.output
+    stack = f"  stack {kilobytes(ram.stack)}" if built else "  stack not built"
+    yield "RAM", f"{kilobytes(known)} KB{of_ram}   {buffers}{stack}"
+    indexed = "" if widths.kq is None else f"{bits(widths.kq)} indexed layers, "
+    yield "bits/w", f"{indexed}{bits(widths.conv)} convolutions, {bits(widths.all)} all layers; codebooks and padding counted"
     if report.toolchain:
-        console.print(f"  built   {report.toolchain}")
+        yield "built", f"by {report.toolchain}"
 
 
-def _weights(index_bits: int | None, weight_bits: int, per_weight: float | None) -> str:
-    if index_bits is not None:
-        return f"KQ {index_bits}-bit index"
-    return f"{round(per_weight or 0)}-bit" if weight_bits else ""
+def show_next(console: Console, folder: Path, inputs: Path, board: Board) -> None:
+    """Where the result lies, and the commands that come next."""
+    where, images = shlex.quote(str(folder)), shlex.quote(str(inputs))
+    rows = [("exact", f"not compared yet: kqgen verify {where} --inputs {images}")]
+    if board.core.unicorn_model is not None:
+        rows.append(("speed", f"not counted yet:  kqgen bench {where}"))
+    _say_labelled(console, [*rows, ("written", f"to {folder}")])
+
+
+def _say_labelled(console: Console, rows: Iterable[tuple[str, str]]) -> None:
+    for label, text in rows:
+        _say(console, Text(f"  {label:<9}", style="bold").append(text, style="default"))
 
 
 def board_line(board: Board) -> str:
@@ -131,72 +193,94 @@ def board_line(board: Board) -> str:
     if board.core.is_host:
         return "this computer"
     return (
-        f"{board.core.title}, {board.clock_hz / 1e6:g} MHz, {board.flash.size_bytes // 1024} KB flash, "
-        f"{board.ram.size_bytes // 1024} KB RAM"
+        f"{board.core.title}, {board.clock_hz / 1e6:g} MHz, {grouped(board.flash.size_bytes // 1024)} KB flash, "
+        f"{grouped(board.ram.size_bytes // 1024)} KB RAM"
     )
 
 
-def show_verify(console: Console, model: str, report: VerifyReport) -> None:
+def show_verify(console: Console, model: str, report: VerifyReport, board: Board) -> None:
     """The verdict of a verification, target by target."""
     verdict = {True: "EXACT", False: "NOT EXACT", None: "NOT PROVEN"}[report.exact]
     style = {True: "bold green", False: "bold red", None: "bold yellow"}[report.exact]
-    console.print(Text(verdict, style=style).append(f"   {model}, {grouped(report.inputs)} inputs", style="default"))
+    _say(console, Text(verdict, style=style).append(f"   {model} on {board.name}", style="default"))
     for target in report.targets:
-        if target.exact:
-            says = f"every output of {grouped(report.inputs)} inputs, {grouped(target.layers_compared)} layer outputs, equal"
-        elif target.exact is None:
-            says = "could not run"
-        else:
-            says = "differs"
-        console.print(Text(f"  {target.name:<9} ", style="bold").append(f"{says}   ({target.detail})" if target.exact is not None else says))
+        _say_labelled(console, [(target.name, _verdict_of(target, report.inputs))])
         if target.exact is None:
-            console.print(Text("\n".join(f"    {line}" for line in target.detail.splitlines())))
+            _say(console, "\n".join(f"{'':11}{line}" for line in target.detail.splitlines()))
         difference = target.first_difference
         if difference is not None:
             where = ", ".join(f"{axis} {value}" for axis, value in zip("yxc", difference.index, strict=True))
-            console.print(
-                f"    first difference at layer {escape(difference.layer)}, input {difference.input}, \\[{where}]: "
-                f"wanted {difference.expected}, got {difference.found}"
-            )
+            _say(console, f"{'':11}wanted {difference.expected}, got {difference.found} at [{where}]; every layer before it agrees")
     if report.float is not None:
-        ratio = "no noise" if report.float.sqnr_db is None else f"SQNR {report.float.sqnr_db:.1f} dB"
+        ratio = "SQNR not defined (no noise or no signal)" if report.float.sqnr_db is None else f"SQNR {report.float.sqnr_db:.1f} dB"
         share = report.float.argmax_agreement
-        console.print(f"  float     {ratio}" + ("" if share is None else f", same largest output on {100 * share:.1f} % of the inputs"))
+        same = "" if share is None else f", largest output the same on {100 * share:.1f} % of inputs"
+        _say_labelled(console, [("float", f"{ratio}{same}")])
+
+
+def _verdict_of(target: TargetResult, inputs: int) -> str:
+    if target.exact is None:
+        return "could not run"
+    difference = target.first_difference
+    if difference is not None:
+        return f"first difference at layer {difference.layer}, input {difference.input}   ({target.detail})"
+    counted = f"{grouped(inputs)} of {grouped(inputs)} inputs, every layer of {grouped(target.layer_inputs)}"
+    return f"exact on {counted}   ({target.detail})"
 
 
 def show_bench(console: Console, model: str, report: BenchReport) -> None:
     """Exact instruction counts and modelled cycles, per layer and in all."""
-    console.print(Text(model, style="bold").append(f"  on {report.core}   {report.toolchain}", style="default"))
-    table = _table("layer", "instructions", "modelled cycles", "cycles/MAC", left=("layer",))
+    _say(console, Text(model, style="bold").append(f"  on {report.core_title}   {report.toolchain}", style="default"))
+    _say(console, "")
+    table = _table("layer", "instructions", "cycles modelled", "cycles/MAC", left=("layer",))
     for layer in report.layers:
-        per_mac = f"{layer.cycles_modelled / layer.macs:.2f}" if layer.macs and layer.cycles_modelled else ""
-        table.add_row(layer.name, grouped(layer.instructions), grouped(layer.cycles_modelled), per_mac)
-    table.add_section()
+        table.add_row(layer.name, grouped(layer.instructions), grouped(layer.cycles_modelled), _per_mac(layer.cycles_modelled, layer.macs))
     macs = sum(layer.macs for layer in report.layers)
-    per_mac = f"{report.cycles_modelled / macs:.2f}" if macs and report.cycles_modelled else ""
-    table.add_row("total", grouped(report.instructions), grouped(report.cycles_modelled), per_mac)
-    console.print(table)
-    console.print(f"  with flash wait states   {grouped(report.cycles_with_wait_states)} cycles (no cache, prefetch of straight code)")
-    console.print(f"  stack                    {grouped(report.stack_bytes)} bytes")
+    table.add_row("total", grouped(report.instructions), grouped(report.cycles_modelled), _per_mac(report.cycles_modelled, macs))
+    _show_table(console, table, totals=1)
+    _say(console, "")
+    modelled, waiting = (
+        f"{_milliseconds(cycles, report.clock_hz)}{grouped(cycles)} cycles"
+        for cycles in (report.cycles_modelled, report.cycles_with_wait_states)
+    )
+    rows = [("time", f"{modelled} with zero wait states")]
+    if report.clock_hz is not None:
+        rows.append(("", f"{waiting} with the wait states of the board's flash and no cache"))
+    rows.append(("stack", f"{grouped(report.stack_bytes)} bytes"))
+    _say_labelled(console, [*rows, ("note", "instructions are counted; cycles are a model of the core (docs/DESIGN.md, decision 27)")])
+
+
+def _per_mac(cycles: int, macs: int) -> str:
+    return f"{cycles / macs:.2f}" if macs else ""
+
+
+def _milliseconds(cycles: int, clock_hz: int | None) -> str:
+    return f"{1e3 * cycles / clock_hz:.1f} ms at {clock_hz / 1e6:g} MHz, " if clock_hz else ""
 
 
 def show_boards(console: Console, boards: Sequence[Board]) -> None:
     """The boards kqgen knows."""
-    table = _table("board", "core", "MHz", "flash KB", "RAM KB", "emulator", "source", left=("board", "core", "emulator", "source"))
+    wide = console.width >= SOURCE_COLUMNS
+    columns = ("board", "core", "MHz", "flash KB", "RAM KB", "emulator", *(("figures from",) if wide else ()))
+    table = _table(*columns, left=("board", "core", "emulator", "figures from"), fold=("figures from",))
     for board in boards:
-        host = board.core.is_host
-        table.add_row(
-            board.name, board.core.title, "" if host else f"{board.clock_hz / 1e6:g}", "" if host else str(board.flash.size_bytes // 1024),
-            "" if host else str(board.ram.size_bytes // 1024), "" if board.emulator == "none" else board.emulator, board.source,
-        )  # fmt: skip
-    console.print(table)
+        figures = ("", "", "", "")
+        if not board.core.is_host:
+            flash, ram = (grouped(region.size_bytes // 1024) for region in (board.flash, board.ram))
+            figures = (f"{board.clock_hz / 1e6:g}", flash, ram, _emulators(board))
+        table.add_row(board.name, board.core.title, *figures, *((board.source,) if wide else ()))
+    _show_table(console, table, width=console.width - 2)
 
 
-def show_ops(console: Console) -> None:
+def _emulators(board: Board) -> str:
+    also = ("qemu",) if board.qemu_machine and board.emulator != "qemu" else ()
+    return ", ".join((*((board.emulator,) if board.emulator != "none" else ()), *also))
+
+
+def show_ops(console: Console, rows: Sequence[Supported]) -> None:
     """The operators kqgen compiles."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for column in ("operator", "conditions", "note"):
-        table.add_column(column, overflow="fold")
-    for row in SUPPORTED:
-        table.add_row(row.operator, row.conditions, row.note)
-    console.print(table)
+    names = ("operator", "conditions", "what becomes of it")
+    table = _table(*names, left=names, fold=names)
+    for row in rows:
+        table.add_row(Text(row.operator), Text(row.conditions), Text(row.note))
+    _show_table(console, table, width=console.width - 2)

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kqgen import memory, plan_check, store
-from kqgen.board import Board, load_board
+from kqgen.board import Board, board_names, load_board, parse_board
 from kqgen.errors import InputError
 from kqgen.harness import IoBuffer, ModelApi
 from kqgen.intgraph import IntGraph
@@ -27,6 +29,12 @@ from kqgen.schedule import schedule
 GRAPH_SUFFIX = ".kqgen.safetensors"
 FLOAT_SUFFIX = ".pt2"
 BOARD_FILE = "board.toml"
+
+_SHOWN = 4
+_FILES = re.compile(
+    r"CMakeLists\.txt|README\.md|LICENSE|board\.toml|toolchain-\w+\.cmake|(report|verify|bench)\.json|runtime/kq\w*\.[ch]"
+)
+_MODEL_FILES = (".h", ".c", "_tables.h", "_tables.c", "_selftest.c", ".elf", FLOAT_SUFFIX, GRAPH_SUFFIX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,33 +122,95 @@ def check_replaceable(out: Path) -> None:
     """Refuses to overwrite what kqgen did not write.
 
     Raises:
-        InputError: `out` is a file, or a folder with something else in it.
+        InputError: `out` is no folder, the working directory, or a folder with something else in it.
     """
-    if out.is_file():
-        raise InputError(f"--out {out} is a file", wanted="a folder", do="choose another folder")
-    if out.is_dir() and any(out.iterdir()) and not any(out.glob(f"*{GRAPH_SUFFIX}")):
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file", found="a file", wanted="a folder", do="choose another folder")
+    if out.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise InputError(
+            f"--out {out} is the folder you are in", found=str(out.resolve()), wanted="a folder that can be replaced as a whole",
+            do="name a folder inside it, such as --out firmware",
+        )  # fmt: skip
+    foreign = _foreign_files(out) if out.is_dir() else []
+    if foreign:
+        more = f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
         raise InputError(
             f"--out {out} holds files that kqgen did not write",
-            wanted="an empty folder, a new one, or one that kqgen wrote before",
-            do="choose another folder",
+            found=", ".join(foreign[:_SHOWN]) + more,
+            wanted="an empty folder, a new one, or one with nothing but what kqgen wrote: it is replaced as a whole",
+            do="choose another folder, or move these files away",
         )
 
 
-def publish(stage: Path, out: Path) -> None:
+def _foreign_files(folder: Path) -> list[str]:
+    """Paths inside `folder` of files that no output folder has, sorted."""
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+    graphs = [name for name in files if name.endswith(GRAPH_SUFFIX) and "/" not in name]
+    model = graphs[0].removesuffix(GRAPH_SUFFIX) if len(graphs) == 1 else None
+    own = {f"{model}{end}" for end in _MODEL_FILES} if model else set()
+    return [name for name in files if name not in own and not (model and _FILES.fullmatch(name))]
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the place of `out` when the block ends well; else nothing is left of it.
+
+    It lies beside `out`, so that a full disk or an interrupt is met before `out` is touched. Files that shall not be
+    published may go into its parent, which is temporary.
+
+    Raises:
+        InputError: see `check_replaceable`. OSError: the folder cannot be written.
+    """
+    check_replaceable(out)
+    target = out.resolve()
+    made = [folder for folder in target.parents if not folder.exists()]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as parent:
+            stage = Path(parent) / target.name
+            stage.mkdir()
+            yield stage
+            _publish(stage, target)
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def _publish(stage: Path, out: Path) -> None:
     """Puts a finished folder in the place of `out`; what was there before goes only after the new one stands."""
     check_replaceable(out)
     old = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.old."))
     try:
         if out.exists():
             os.replace(out, old / out.name)
-        try:
-            os.replace(stage, out)
-        except OSError:
-            if (old / out.name).exists():
-                os.replace(old / out.name, out)
-            raise
+        os.replace(stage, out)
+    except BaseException:
+        if (old / out.name).exists() and not out.exists():
+            os.replace(old / out.name, out)
+        raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def is_builtin(board: Board) -> bool:
+    """Whether kqgen's own board of that name is this very board."""
+    return board.name in board_names() and replace(board, where="") == replace(load_board(board.name), where="")
+
+
+def board_text(board: Board) -> str:
+    """The board as a board file, for an output folder that cannot rely on a file of the user's."""
+    keys: dict[str, str | int | bool | None] = {
+        "title": board.title, "core": board.core.name, "clock_hz": board.clock_hz, "flash_wait_states": board.flash_wait_states,
+        "reserve_flash_bytes": board.reserve_flash_bytes, "reserve_ram_bytes": board.reserve_ram_bytes, "emulator": board.emulator,
+        "qemu_machine": board.qemu_machine, "source": board.source, "notes": board.notes or None,
+        "dsp": board.core.has_dsp if board.core.name == "m33" else None,
+    }  # fmt: skip
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in keys.items() if value is not None]
+    for region in board.regions:
+        lines += ["", f"[memory.{json.dumps(region.name)}]", f"origin = 0x{region.origin:08x}", f"size_bytes = {region.size_bytes}"]
+    return "\n".join(lines) + "\n"
 
 
 def open_firmware(folder: Path) -> Firmware:
@@ -158,6 +228,15 @@ def open_firmware(folder: Path) -> Firmware:
             do="kqgen compile MODEL --board BOARD --calibration IMAGES.npz --out " + str(folder),
         )
     graph, extra = store.read(graphs[0])
-    own_board = folder / BOARD_FILE
-    board = load_board(own_board if own_board.is_file() else str(extra.get("board")))
-    return Firmware(folder, graph, make_plan(graph), board)
+    return Firmware(folder, graph, make_plan(graph), _stored_board(folder, str(extra.get("board"))))
+
+
+def _stored_board(folder: Path, name: str) -> Board:
+    path = folder / BOARD_FILE
+    if not path.is_file():
+        return load_board(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}", found=str(error), wanted="a TOML file in UTF-8", do="compile the model again") from error
+    return parse_board(text, name, str(path))

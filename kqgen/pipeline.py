@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -26,13 +27,27 @@ from torch.export import ExportedProgram
 from kqgen import oracle, stack, store
 from kqgen import report as reports
 from kqgen.bench import BenchReport, bench
-from kqgen.board import Board, bench_board, board_names, load_board, load_core
+from kqgen.board import CORES, Board, bench_board, load_board, load_core
 from kqgen.calibrate import calibrate
+from kqgen.capacity import check_capacity, needs, refusal
 from kqgen.compare import FloatAgreement, float_agreement
 from kqgen.emit import Golden, GoldenVector, Meta, SourceTree, emit
+from kqgen.errors import CapacityError, InputError
+from kqgen.firmware import (
+    BOARD_FILE,
+    FLOAT_SUFFIX,
+    GRAPH_SUFFIX,
+    Firmware,
+    board_text,
+    check_replaceable,
+    is_builtin,
+    json_bytes,
+    make_plan,
+    model_api,
+    staged,
+)
 from kqgen.fixed import crc32
 from kqgen.floatmodel import float_outputs
-from kqgen.firmware import BOARD_FILE, FLOAT_SUFFIX, GRAPH_SUFFIX, Firmware, check_replaceable, json_bytes, make_plan, model_api, publish
 from kqgen.frontend import export_module, import_exported
 from kqgen.image import Image, build_image
 from kqgen.intgraph import IntGraph
@@ -47,8 +62,8 @@ from kqgen.report import Measured, Report
 from kqgen.samples import Samples, npz_shapes, read_samples
 from kqgen.simplify import simplify
 from kqgen.targets import ToolchainName, join_inputs, make_targets
-from kqgen.toolchain import find_toolchain
-from kqgen.verify import Tensors, VerifyReport, reference_outputs, summarise, verify_target
+from kqgen.toolchain import Toolchain, find_toolchain
+from kqgen.verify import Target, TargetResult, Tensors, VerifyReport, reference_outputs, summarise, verify_target
 
 GOLDEN_VECTORS = 1
 FLOAT_INPUTS = 256
@@ -149,28 +164,26 @@ def _compile(
 ) -> Compiled:  # fmt: skip
     if out is not None:
         check_replaceable(out)
+    compiler = find_toolchain(toolchain) if out is not None and build and not board.core.is_host else None
     graph = simplify(import_exported(program, name))
     samples = read_samples(calibration, graph)
     integers, warnings = compress(graph, samples, compression, tell)
     plan = make_plan(integers)
     report = reports.build(plan, board, None)
-    reports.check_capacity(plan, board, report)
+    check_capacity(plan, board, report)
     tell("generating C", 0.0)
     tree = emit(plan, board, _golden(integers, samples), Meta(reports.GENERATOR, _options_text(compression)))
     if out is None:
         return Compiled(program, plan, board, tree, report, warnings, None)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as parent:
-        stage = Path(parent) / out.name
+    with staged(out) as stage:
         _write_sources(stage, tree, integers, board, program)
-        if build and not board.core.is_host:
+        if compiler is not None:
             tell("building", 0.3)
-            report, image = build_report(stage, plan, board, toolchain, Path(parent) / "build")
-            reports.check_capacity(plan, board, report)
+            report, image = build_report(stage, plan, board, compiler, stage.parent / "build")
+            check_capacity(plan, board, report)
             shutil.copyfile(image.path, stage / f"{integers.name}.elf")
         if write_report:
             (stage / "report.json").write_bytes(json_bytes(reports.document(report)))
-        publish(stage, out)
     return Compiled(program, plan, board, tree, report, warnings, out)
 
 
@@ -220,14 +233,24 @@ def _write_sources(stage: Path, tree: SourceTree, graph: IntGraph, board: Board,
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8", newline="\n")
     (stage / f"{graph.name}{GRAPH_SUFFIX}").write_bytes(store.to_bytes(graph, {"board": board.name}))
-    torch.export.save(program, stage / f"{graph.name}{FLOAT_SUFFIX}")
-    if board.name not in board_names():
-        shutil.copyfile(board.where, stage / BOARD_FILE)
+    archive = io.BytesIO()  # torch's own writer answers a full disk with an error that tells nothing
+    torch.export.save(program, archive)
+    (stage / f"{graph.name}{FLOAT_SUFFIX}").write_bytes(archive.getvalue())
+    if not is_builtin(board):
+        (stage / BOARD_FILE).write_text(board_text(board), encoding="utf-8", newline="\n")
 
 
-def build_report(folder: Path, plan: Plan, board: Board, toolchain: ToolchainName, build_dir: Path) -> tuple[Report, Image]:
-    """Builds the image of an output folder's sources and reports what it takes."""
-    image = build_image(folder, model_api(plan.graph), board, find_toolchain(toolchain), build_dir)
+def build_report(folder: Path, plan: Plan, board: Board, compiler: Toolchain, build_dir: Path) -> tuple[Report, Image]:
+    """Builds the image of an output folder's sources and reports what it takes.
+
+    Raises:
+        CapacityError: the linker ran out of memory. ToolchainError: the compiler failed.
+    """
+    try:
+        image = build_image(folder, model_api(plan.graph), board, compiler, build_dir)
+    except CapacityError as error:
+        planned = reports.build(plan, board, None)
+        raise refusal(plan, board, planned, needs(planned, board), error.found) from error
     bound = stack.worst_stack_of(image.elf, image.frames, image.api.run_function)
     measured = Measured(image.toolchain.title, image.code_bytes, image.tables_bytes, bound.bytes)
     return reports.build(plan, board, measured), image
@@ -249,11 +272,16 @@ def verify_firmware(
     expected = reference_outputs(graph, codes, lambda fraction: tell("integer reference", fraction))
     results = []
     with make_targets(firmware.folder, graph, firmware.api, firmware.board, list(targets) if targets else None, toolchain) as made:
-        for number, target in enumerate(made):
-            tell(f"running on {target.name}", number / len(made))
-            results.append(verify_target(graph, target, codes, expected))
-    tell("float PyTorch", 0.9)
+        for target in made:
+            results.append(_verify(graph, target, codes, expected, tell))
+    tell("float PyTorch", 0.0)
     return summarise(samples.count, expected, results, _float_agreement(firmware, samples, expected))
+
+
+def _verify(graph: IntGraph, target: Target, codes: Tensors, expected: Tensors, tell: Tell) -> TargetResult:
+    """One target, with its progress under its own name."""
+    tell(f"running on {target.name}", 0.0)
+    return verify_target(graph, target, codes, expected, lambda fraction: tell(f"running on {target.name}", fraction))
 
 
 def _input_graph(graph: IntGraph) -> Graph:
@@ -277,11 +305,25 @@ def _float_agreement(firmware: Firmware, samples: Samples, outputs: Tensors) -> 
 def bench_firmware(
     firmware: Firmware, *, core: str | None = None, toolchain: ToolchainName = None, tell: Tell = _silent
 ) -> BenchReport:
-    """Counts one run on the board's core, or on another core that the stored graph is rebuilt for."""
+    """Counts one run on the board's core, or on another core that the stored graph is rebuilt for.
+
+    Raises:
+        InputError: a core that no emulator counts on, or none where the folder was compiled for this computer.
+        ToolchainError: no compiler or emulator.
+    """
     board = firmware.board if core in (None, firmware.board.core.name) else bench_board(load_core(str(core)))
+    if board.core.unicorn_model is None:
+        counted = [each.name for each in CORES if each.unicorn_model is not None]
+        raise InputError(
+            f"instructions of the {board.core.title} cannot be counted",
+            found=f"--core {core}" if core else f"a folder compiled for {board.name}",
+            wanted=f"one of {', '.join(counted)}",
+            do=f"kqgen bench {firmware.folder} --core m4",
+        )
+    own = board is firmware.board
     zero = tuple(np.full((1, t.h, t.w, t.c), t.zero_point, np.int8) for t in firmware.graph.inputs)
     with tempfile.TemporaryDirectory(prefix="kqgen-") as scratch:
         tell("building", 0.2)
         image = build_image(firmware.folder, firmware.api, board, find_toolchain(toolchain), Path(scratch))
         tell("counting", 0.5)
-        return bench(firmware.plan, image, join_inputs(zero)[0])
+        return bench(firmware.plan, image, join_inputs(zero)[0], board.clock_hz if own else None)

@@ -12,16 +12,25 @@ from typing import Any
 
 from kqgen import sizes
 from kqgen.board import Board
-from kqgen.errors import CapacityError, InternalError
-from kqgen.intgraph import IntAdd, IntAvgPool, IntClamp, IntConv2d, IntGraph, IntMaxPool, IntNode, IntSlicePad, KqWeights
-from kqgen.plan import Plan, Step
+from kqgen.compare import layer_labels
+from kqgen.errors import InternalError
+from kqgen.intgraph import IntAdd, IntAvgPool, IntClamp, IntConv2d, IntGraph, IntMaxPool, IntNode, IntSlicePad, KqWeights, Pair
+from kqgen.plan import PlacedTensor, Plan, Step
 from kqgen.version import __version__
 
 SCHEMA = 1
 GENERATOR = f"kqgen {__version__}"
 
+IN_TABLES = {"json": False}
+"""Metadata of a field that people's tables show and no JSON holds: scripts rely on the keys there are."""
+
 ALIGNMENT_SLACK_BYTES = 64
 """Most bytes a linker may add between tables; more means that the predicted sizes are wrong."""
+
+
+def grouped(value: float | None) -> str:
+    """A number as people read it, in groups of three: 16 688; a dash for None."""
+    return "-" if value is None else f"{value:,.0f}".replace(",", " ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +73,17 @@ class CodebookReport:
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """One layer. `weight_bits` is the total stored, `flash_bytes` weights, scales, biases and parameters."""
+    """One layer.
+
+    Attributes:
+        name: what `compare.layer_labels` calls it.
+        weight_bits: stored in all, codebooks not counted.
+        flash_bytes: weights, scales, biases and parameters.
+        title, output, weights: the operator, the shape of its output and the kind of its weights as people read them.
+    """
 
     name: str
-    path: str
     op: str
-    shape: str
-    output: str
     macs: int
     weight_bits: int
     bits_per_weight: float | None
@@ -78,11 +91,19 @@ class LayerReport:
     flash_bytes: int
     form: str
     reason: str
+    title: str = dataclasses.field(metadata=IN_TABLES)
+    output: str = dataclasses.field(metadata=IN_TABLES)
+    weights: str = dataclasses.field(metadata=IN_TABLES)
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything known about a compiled network."""
+    """Everything known about a compiled network.
+
+    Attributes:
+        fullest: the layer at which the arena is fullest.
+        int8_tables_bytes: what the tables would take with every weight in 8 bits.
+    """
 
     model: str
     generator: str
@@ -95,21 +116,21 @@ class Report:
     macs: int
     codebooks: tuple[CodebookReport, ...]
     layers: tuple[LayerReport, ...]
+    fullest: str = dataclasses.field(metadata=IN_TABLES)
+    int8_tables_bytes: int = dataclasses.field(metadata=IN_TABLES)
 
 
 def document(report: Any) -> dict[str, Any]:
-    """The JSON of a report dataclass: schema first, tuples as lists, non-finite numbers as null."""
-    plain = {"schema": SCHEMA, **dataclasses.asdict(report)}
-    cleaned = _finite(plain)
-    assert isinstance(cleaned, dict)
-    return cleaned
+    """The JSON of a report dataclass: schema first, tuples as lists, non-finite numbers as null, fields for people left out."""
+    return {"schema": SCHEMA, **_plain(report)}
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        shown = [field.name for field in dataclasses.fields(value) if field.metadata.get("json", True)]
+        return {name: _plain(getattr(value, name)) for name in shown}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -150,7 +171,8 @@ def build(plan: Plan, board: Board, measured: Measured | None) -> Report:
     inputs = sum(tensor.size_bytes for tensor in graph.inputs)
     outputs = sum(graph.tensor(name).size_bytes for name in graph.outputs)
     fixed_ram = plan.arena_bytes + inputs + outputs
-    layers = tuple(_layer(node, step) for node, step in zip(graph.nodes, plan.steps, strict=True))
+    labels = layer_labels(graph)
+    layers = tuple(_layer(node, label, step, graph) for node, label, step in zip(graph.nodes, labels, plan.steps, strict=True))
     return Report(
         model=graph.name,
         generator=GENERATOR,
@@ -163,7 +185,35 @@ def build(plan: Plan, board: Board, measured: Measured | None) -> Report:
         macs=sum(layer.macs for layer in layers),
         codebooks=tuple(CodebookReport(book.name, book.codewords, book.packed_bytes) for book in graph.codebooks),
         layers=layers,
+        fullest=labels[fullest_step(plan)],
+        int8_tables_bytes=_int8_tables_bytes(graph),
     )
+
+
+def fullest_step(plan: Plan) -> int:
+    """The number of the first step at which the arena holds most, its scratch counted."""
+    return max(range(len(plan.steps)), key=lambda number: (_live_bytes(plan, number), -number))
+
+
+def live_tensors(plan: Plan, number: int) -> tuple[PlacedTensor, ...]:
+    """The tensors in the arena while step `number` runs; of two at one place (a result over its operand) the one made first."""
+    places: dict[int, PlacedTensor] = {}
+    for tensor in plan.tensors:
+        if tensor.place.kind == "arena" and tensor.first <= number <= tensor.last:
+            places.setdefault(tensor.place.offset, tensor)
+    return tuple(places.values())
+
+
+def _live_bytes(plan: Plan, number: int) -> int:
+    return sum(tensor.size_bytes for tensor in live_tensors(plan, number)) + plan.steps[number].scratch_bytes
+
+
+def _int8_tables_bytes(graph: IntGraph) -> int:
+    convs = [node for node in graph.nodes if isinstance(node, IntConv2d)]
+    wider = sum(node.weight_count - node.weights.packed_bytes for node in convs)
+    indexed = sum(isinstance(node.weights, KqWeights) for node in convs)
+    structs = indexed * (sizes.STRUCT_BYTES["kq_conv2d"] - sizes.STRUCT_BYTES["kq_conv2d_kq"])
+    return sizes.tables_bytes(graph) + wider + structs - sum(book.packed_bytes for book in graph.codebooks)
 
 
 def bits_per_weight(graph: IntGraph) -> BitsPerWeight:
@@ -187,11 +237,10 @@ def op_title(node: IntNode) -> str:
     match node:
         case IntConv2d():
             name = "dense" if node.dense else f"conv {node.kernel[0]}x{node.kernel[1]}"
-            stride = "" if node.stride == (1, 1) else f"/{node.stride[0]}" if node.stride[0] == node.stride[1] else f"/{node.stride}"
-            return f"{name}{stride} {node.in_shape[2]}->{node.output.c}"
+            return f"{name}{_stride(node.stride, (1, 1))} {node.in_shape[2]}->{node.output.c}"
         case IntAvgPool() | IntMaxPool():
             kind = "avg pool" if isinstance(node, IntAvgPool) else "max pool"
-            return f"{kind} {node.kernel[0]}x{node.kernel[1]}"
+            return f"{kind} {node.kernel[0]}x{node.kernel[1]}{_stride(node.stride, node.kernel)}"
         case IntAdd():
             return "add"
         case IntClamp():
@@ -202,9 +251,16 @@ def op_title(node: IntNode) -> str:
             raise InternalError(f"no title for {type(node).__name__}")
 
 
-def _layer(node: IntNode, step: Step) -> LayerReport:
+def _stride(stride: Pair, usual: Pair) -> str:
+    """`/2`, or `/2x1` where rows and columns differ; nothing where it is the usual one."""
+    if stride == usual:
+        return ""
+    return f"/{stride[0]}" if stride[0] == stride[1] else f"/{stride[0]}x{stride[1]}"
+
+
+def _layer(node: IntNode, label: str, step: Step, graph: IntGraph) -> LayerReport:
     out = node.output
-    weight_bits, per_weight, index_bits, macs, reason = 0, None, None, 0, step.form_reason
+    weight_bits, per_weight, index_bits, macs, reason, weights = 0, None, None, 0, step.form_reason, ""
     if isinstance(node, IntConv2d):
         weight_bits = 8 * node.weights.packed_bytes
         per_weight = weight_bits / node.weight_count
@@ -212,12 +268,13 @@ def _layer(node: IntNode, step: Step) -> LayerReport:
         reason = f"{node.reason}; {step.form_reason}"
         if isinstance(node.weights, KqWeights):
             index_bits = node.weights.index_bits
+            sign = graph.codebook(node.weights.codebook).sign
+            weights = f"KQ {index_bits - 1}+sign" if sign else f"KQ {index_bits}"
+        else:
+            weights = f"int{node.weights.bits}"
     return LayerReport(
-        name=node.name,
-        path=node.path,
+        name=label,
         op="dense" if isinstance(node, IntConv2d) and node.dense else _op_name(node),
-        shape=op_title(node),
-        output=f"{out.h}x{out.w}x{out.c}",
         macs=macs,
         weight_bits=weight_bits,
         bits_per_weight=per_weight,
@@ -225,6 +282,9 @@ def _layer(node: IntNode, step: Step) -> LayerReport:
         flash_bytes=sizes.layer_sizes(node).total,
         form=step.form,
         reason=reason,
+        title=op_title(node),
+        output=f"{out.h}x{out.w}x{out.c}",
+        weights=weights,
     )
 
 
@@ -232,74 +292,3 @@ def _op_name(node: IntNode) -> str:
     return {
         IntConv2d: "conv2d", IntAdd: "add", IntAvgPool: "avg_pool", IntMaxPool: "max_pool", IntClamp: "clamp", IntSlicePad: "slice_pad",
     }[type(node)]  # fmt: skip
-
-
-def check_capacity(plan: Plan, board: Board, report: Report) -> None:
-    """Refuses a network that the board cannot hold, with what takes the room.
-
-    Counts what is known: before a build that is tables, arena and buffers; after it code and stack too.
-
-    Raises:
-        CapacityError: more flash or RAM is needed than the board has beside what it keeps for the user's code.
-    """
-    if board.core.is_host:
-        return
-    flash, ram = report.flash_bytes, report.ram_bytes
-    needs = (
-        ("flash", flash.total or flash.tables, board.flash.size_bytes, board.reserve_flash_bytes),
-        ("RAM", ram.total or ram.arena + ram.input + ram.output, board.ram.size_bytes, board.reserve_ram_bytes),
-    )
-    short = [(kind, need, size, kept) for kind, need, size, kept in needs if need > size - kept]
-    if not short:
-        return
-    lines = [
-        f"{kind} {_bytes(need)} needed, {_bytes(size - kept)} usable of {_bytes(size)} ({_bytes(kept)} kept for your code, {board.where})"
-        for kind, need, size, kept in short
-    ]
-    raise CapacityError(
-        f"{report.model} does not fit {board.name}: {'; '.join(lines)}",
-        found="\n" + room_table(plan, report),
-        wanted=f"at most {_bytes(board.flash.size_bytes - board.reserve_flash_bytes)} of flash and "
-        f"{_bytes(board.ram.size_bytes - board.reserve_ram_bytes)} of RAM",
-        do="fewer codewords, a smaller input or network, or a larger board: `kqgen boards` lists them",
-    )
-
-
-def _bytes(size: int) -> str:
-    return f"{size:,} bytes".replace(",", " ")
-
-
-def room_table(plan: Plan, report: Report) -> str:
-    """What takes the room: the arena at its fullest step, and the largest tables, a line each."""
-    rows: list[tuple[str, int]] = []
-    fullest = max(range(len(plan.steps)), key=lambda number: _live_bytes(plan, number))
-    step = plan.steps[fullest]
-    rows.append((f"RAM    arena, fullest at step {step.node}", plan.arena_bytes))
-    rows += [
-        (f"RAM      {tensor.name} ({'x'.join(str(side) for side in _sides(plan, tensor.name))})", tensor.size_bytes)
-        for tensor in plan.tensors
-        if tensor.place.kind == "arena" and tensor.first <= fullest <= tensor.last
-    ]
-    if step.scratch_bytes:
-        rows.append((f"RAM      scratch of {step.node} ({step.form})", step.scratch_bytes))
-    rows.append(("RAM    input and output", report.ram_bytes.input + report.ram_bytes.output))
-    if report.ram_bytes.stack is not None:
-        rows.append(("RAM    stack", report.ram_bytes.stack))
-    rows.append(("flash  tables", report.flash_bytes.tables))
-    largest = sorted(report.layers, key=lambda layer: -layer.flash_bytes)[:3]
-    rows += [(f"flash    {layer.name} ({layer.shape})", layer.flash_bytes) for layer in largest]
-    rows += [(f"flash    {codebook.name}", codebook.flash_bytes) for codebook in report.codebooks]
-    if report.flash_bytes.code is not None:
-        rows.append(("flash  code", report.flash_bytes.code))
-    width = max(len(label) for label, _ in rows)
-    return "\n".join(f"    {label:<{width}}  {size:>10,}".replace(",", " ") for label, size in rows)
-
-
-def _live_bytes(plan: Plan, number: int) -> int:
-    live = sum(t.size_bytes for t in plan.tensors if t.place.kind == "arena" and t.first <= number <= t.last)
-    return live + plan.steps[number].scratch_bytes
-
-
-def _sides(plan: Plan, name: str) -> tuple[int, int, int]:
-    tensor = plan.graph.tensor(name)
-    return tensor.h, tensor.w, tensor.c

@@ -20,7 +20,7 @@ from kqgen.image import Image, build_image
 from kqgen.intgraph import Int8, IntGraph
 from kqgen.qemu import run_qemu
 from kqgen.toolchain import find_toolchain
-from kqgen.verify import Runner, Target, Tensors
+from kqgen.verify import Runner, Target, Tell, Tensors
 
 TARGET_NAMES = ("host", "unicorn", "qemu")
 
@@ -38,9 +38,9 @@ class HostRunner:
     library: HostLibrary
     tapped: HostLibrary
 
-    def run(self, inputs: Tensors) -> Tensors:
+    def run(self, inputs: Tensors, tell: Tell) -> Tensors:
         """See `verify.Runner`."""
-        return self.library.run(inputs)
+        return self.library.run(inputs, tell=tell)
 
     def run_layers(self, inputs: Tensors) -> Tensors:
         """See `verify.Runner`."""
@@ -54,11 +54,11 @@ class EmulatedRunner:
     graph: IntGraph
     image: Image
     tapped: Image
-    emulate: Callable[[Image, list[bytes]], EmulatedRun]
+    emulate: Callable[[Image, list[bytes], Tell], EmulatedRun]
 
-    def run(self, inputs: Tensors) -> Tensors:
+    def run(self, inputs: Tensors, tell: Tell) -> Tensors:
         """See `verify.Runner`."""
-        run = self.emulate(self.image, join_inputs(inputs))
+        run = self.emulate(self.image, join_inputs(inputs), tell)
         tensors = [self.graph.tensor(name) for name in self.graph.outputs]
         outputs = np.frombuffer(b"".join(run.outputs), np.int8).reshape(len(run.outputs), -1)
         ends = np.cumsum([tensor.size_bytes for tensor in tensors])
@@ -69,7 +69,7 @@ class EmulatedRunner:
 
     def run_layers(self, inputs: Tensors) -> Tensors:
         """See `verify.Runner`."""
-        run = self.emulate(self.tapped, join_inputs(inputs))
+        run = self.emulate(self.tapped, join_inputs(inputs), lambda _: None)
         for taps in run.taps:
             if [tap.step for tap in taps] != list(range(len(self.graph.nodes))):
                 raise InternalError(f"the test build reported {len(taps)} layers where the graph has {len(self.graph.nodes)}")
@@ -106,12 +106,19 @@ def make_targets(
 
 
 def _check_target(name: str, board: Board) -> None:
+    has = [kind for kind, there in (("unicorn", board.core.unicorn_model), ("qemu", board.qemu_machine)) if there]
     if name not in TARGET_NAMES:
-        raise InputError(f"unknown target {name!r}", wanted=", ".join(TARGET_NAMES), do="name them with --targets host,unicorn")
-    if name == "unicorn" and (board.core.is_host or board.core.unicorn_model is None):
-        raise InputError(f"{board.name} cannot run under unicorn", found=board.core.title, wanted="an M0, M0+, M3, M4, M7 or M33")
-    if name == "qemu" and board.qemu_machine is None:
-        raise InputError(f"QEMU has no machine like {board.name}", do="verify under unicorn, or compile for an mps2 board of the same core")
+        raise InputError(
+            f"unknown target {name!r}", found=name, wanted=f"some of {', '.join(TARGET_NAMES)}, separated by commas",
+            do="for example --targets host,unicorn",
+        )  # fmt: skip
+    if name != "host" and name not in has:
+        raise InputError(
+            f"{board.name} ({board.core.title}) does not run under {name}",
+            found=f"--targets {name}",
+            wanted=" or ".join(["host", *has]),
+            do="compile for another board to emulate it: `kqgen boards` lists them with their emulators",
+        )
 
 
 def _target(
@@ -134,9 +141,11 @@ def _target(
     return Target(name, open_emulated, EMULATED_LAYER_INPUTS)
 
 
-def _run_unicorn(image: Image, inputs: list[bytes]) -> EmulatedRun:
-    return run_unicorn(image, inputs)
+def _run_unicorn(image: Image, inputs: list[bytes], tell: Tell) -> EmulatedRun:
+    return run_unicorn(image, inputs, progress=lambda done, count: tell(done / count))
 
 
-def _run_qemu(image: Image, inputs: list[bytes]) -> EmulatedRun:
+def _run_qemu(image: Image, inputs: list[bytes], tell: Tell) -> EmulatedRun:
+    """QEMU tells nothing before its end."""
+    del tell
     return run_qemu(image, inputs)

@@ -7,15 +7,16 @@ inputs, and on an input whose outputs differ, so that a difference is blamed on 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
 from kqgen import oracle
-from kqgen.compare import FirstDifference, FloatAgreement, first_difference
+from kqgen.compare import FirstDifference, FloatAgreement, first_difference, layer_labels
 from kqgen.errors import ToolchainError
 from kqgen.intgraph import Int8, IntGraph
+from kqgen.report import IN_TABLES
 
 CHUNK_INPUTS = 200
 """Inputs the reference computes at a time: its float64 maps of one chunk stay below a few hundred MB for networks of this size."""
@@ -23,11 +24,19 @@ CHUNK_INPUTS = 200
 Tensors = tuple[Int8, ...]
 """One array a tensor, (N, h, w, c) int8."""
 
+Tell = Callable[[float], None]
+"""Progress: the fraction done."""
+
+
+def _silent(fraction: float) -> None:
+    del fraction
+
+
 
 class Runner(Protocol):
     """What `verify` needs of a target; each may raise ToolchainError when its tool is missing."""
 
-    def run(self, inputs: Tensors) -> Tensors:
+    def run(self, inputs: Tensors, tell: Tell) -> Tensors:
         """The outputs of the build that ships, one array an output."""
 
     def run_layers(self, inputs: Tensors) -> Tensors:
@@ -51,13 +60,19 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class TargetResult:
-    """What came of one target; `exact` is None when it could not run, `detail` says why or with what it ran."""
+    """What came of one target.
+
+    Attributes:
+        exact: None when it could not run.
+        layer_inputs: inputs of which every layer was compared.
+        detail: with what it ran, or why it could not.
+    """
 
     name: str
     exact: bool | None
     first_difference: FirstDifference | None
-    layers_compared: int
-    detail: str
+    layer_inputs: int = field(metadata=IN_TABLES)
+    detail: str = field(metadata=IN_TABLES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,25 +110,25 @@ def _reference(graph: IntGraph, inputs: Tensors) -> dict[str, Int8]:
     return oracle.run(graph, {tensor.name: array for tensor, array in zip(graph.inputs, inputs, strict=True)})
 
 
-def verify_target(graph: IntGraph, target: Target, inputs: Tensors, expected: Tensors) -> TargetResult:
+def verify_target(graph: IntGraph, target: Target, inputs: Tensors, expected: Tensors, tell: Tell = _silent) -> TargetResult:
     """Runs one target on all inputs and compares it with the reference's `expected` outputs."""
     try:
         runner, detail = target.open()
-        outputs = runner.run(inputs)
-        wrong = [
-            int(image)
-            for image in np.flatnonzero(
-                np.any([np.any((a != b).reshape(len(a), -1), axis=1) for a, b in zip(expected, outputs, strict=True)], axis=0)
-            )
-        ]
+        outputs = runner.run(inputs, tell)
+        wrong = _differing(expected, outputs)
         images = sorted({*range(min(target.layer_inputs, len(inputs[0]))), *wrong[:1]})
         difference = _layer_difference(graph, runner, inputs, images)
     except ToolchainError as error:
         return TargetResult(target.name, None, None, 0, str(error))
     if difference is None and wrong:
         difference = _output_difference(graph, wrong[0], expected, outputs)
-    layers = len(images) * len(graph.nodes)
-    return TargetResult(target.name, difference is None, difference, layers, detail)
+    return TargetResult(target.name, difference is None, difference, len(images), detail)
+
+
+def _differing(expected: Tensors, found: Tensors) -> list[int]:
+    """The numbers of the inputs on which any output differs."""
+    differs = [np.any((a != b).reshape(len(a), -1), axis=1) for a, b in zip(expected, found, strict=True)]
+    return [int(number) for number in np.flatnonzero(np.any(differs, axis=0))]
 
 
 def _layer_difference(graph: IntGraph, runner: Runner, inputs: Tensors, images: Sequence[int]) -> FirstDifference | None:
@@ -121,10 +136,11 @@ def _layer_difference(graph: IntGraph, runner: Runner, inputs: Tensors, images: 
     chosen = tuple(array[list(images)] for array in inputs)
     tensors = _reference(graph, chosen)
     steps = runner.run_layers(chosen)
+    labels = layer_labels(graph)
     for position, image in enumerate(images):
-        for node, found in zip(graph.nodes, steps, strict=True):
+        for node, label, found in zip(graph.nodes, labels, steps, strict=True):
             expected = tensors[node.name][position]
-            difference = first_difference(node.path or node.name, image, expected, found[position].reshape(expected.shape))
+            difference = first_difference(label, image, expected, found[position].reshape(expected.shape))
             if difference is not None:
                 return difference
     return None

@@ -27,9 +27,10 @@ ORDER = (
     "views_text", "views_params", "views_tables", "views_steps", "views_selftest", "views_project", "views", "render", "emit",
     # world
     "elf", "thumb_insn", "thumb_v81", "thumb", "cycles_m0", "cycles_m34", "cycles_m33", "cycles_m7", "cycles", "callgraph", "stack",
-    "toolchain", "harness", "image", "hostlib", "semihost", "blockcount", "blockcount_native", "emulate", "qemu",
+    "toolchain", "harness", "image", "hostlib", "semihost", "blockcount", "blockcount_native", "blockcount_qemu",
+    "emulate", "qemu",
     # judgement
-    "compare", "report", "verify", "bench", "firmware", "targets", "net",
+    "compare", "report", "capacity", "verify", "bench", "firmware", "targets", "net",
     # order
     "pipeline", "console", "cli",
 )  # fmt: skip
