@@ -13,8 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, NoReturn
 
+import kernellib
 import pytest
 import tiny
+import torch
 
 from kqgen.board import Board, load_board
 from kqgen.image import Image, build_image
@@ -34,6 +36,13 @@ _MODULES: dict[ToolName, str] = {"zig": "ziglang", "unicorn": "unicorn"}
 def pytest_addoption(parser: pytest.Parser) -> None:
     """--update-golden rewrites the expected texts under tests/golden/ instead of comparing with them."""
     parser.addoption("--update-golden", action="store_true", help="rewrite the expected texts of tests/golden/")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Shares the processors among the worker processes: torch's threads wait by spinning, and two pools on one core starve each other."""
+    del config
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
 
 
 def _missing(reason: str) -> NoReturn:
@@ -88,3 +97,12 @@ def tiny_image(tmp_path_factory: pytest.TempPathFactory) -> ImageBuilder:
         return built[key]
 
     return build
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> kernellib.Kernels:
+    """The runtime as a library of this computer, built once a session with the strict warnings."""
+    require_tool("cc")
+    folder = tmp_path_factory.mktemp("kernels")
+    kernellib.build(folder, kernellib.PLAIN_FLAGS)
+    return kernellib.load(folder)
