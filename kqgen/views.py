@@ -275,11 +275,13 @@ def _places(plan: Plan, inputs: Sequence[BufferView], outputs: Sequence[BufferVi
 
 
 def _layout_lines(graph: IntGraph, inputs: Sequence[BufferView], outputs: Sequence[BufferView], arena_bytes: int) -> tuple[str, ...]:
-    """The header's lines on inputs, outputs, arena and tables, in columns."""
+    """The header's lines on inputs, outputs, arena, tables and work, in columns."""
     buffers = aligned_rows([(buffer.layout, buffer.real) for buffer in (*inputs, *outputs)])
     rows = [(buffer.param, text) for buffer, text in zip((*inputs, *outputs), buffers, strict=True)]
     rows.append(("arena", f"{thousands(arena_bytes)} bytes, {ARENA_ALIGN_BYTES}-byte aligned, yours; its contents need not survive a call"))
     rows.append(("tables", f"{thousands(tables_bytes(graph))} bytes of constants, where pointers have 32 bits"))
+    macs = sum(node.macs for node in graph.nodes if isinstance(node, IntConv2d))
+    rows.append(("work", f"{thousands(macs)} multiply-accumulates a call"))
     rows += [
         ("", f"PyTorch flattens {buffer.param} in the order channel, row, column; here it stays {buffer.layout}.")
         for buffer in outputs

@@ -6,6 +6,7 @@
  *   output  int8[2][3][2]  real = 0.05 * (q + 19)
  *   arena   64 bytes, 4-byte aligned, yours; its contents need not survive a call
  *   tables  70 bytes of constants, where pointers have 32 bits
+ *   work    48 multiply-accumulates a call
  *
  * Axes are [row][column][channel], channel fastest. A call:
  *

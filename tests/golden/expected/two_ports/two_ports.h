@@ -8,6 +8,7 @@
  *   output_tail  int8[2][2][3]  real = 0.05 * (q + 1)
  *   arena        424 bytes, 4-byte aligned, yours; its contents need not survive a call
  *   tables       580 bytes of constants, where pointers have 32 bits
+ *   work         7 380 multiply-accumulates a call
  *
  * Axes are [row][column][channel], channel fastest. A call:
  *
