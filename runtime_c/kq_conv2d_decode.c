@@ -140,8 +140,8 @@ static KQ_NOINLINE void close_channels(uint32_t *taps, uint32_t c_in, uint32_t n
 /* Whether the four windows lie one column apart, and the four columns in the middle of the six they cover lie on the map. */
 static int spans_row_3(const kq_window *window, const kq_pixel *pixels, const kq_view *views)
 {
-    return window->k_w == 3 && window->stride_w == 1 && pixels[3].y == pixels[0].y && pixels[3].x == pixels[0].x + 3u && views[0].col_lo <= 1u
-        && views[0].col_hi == 3u && views[3].col_lo == 0 && views[3].col_hi >= 2u;
+    return window->k_w == 3 && window->stride_w == 1 && pixels[3].y == pixels[0].y && pixels[3].x == pixels[0].x + 3u
+        && views[0].col_lo <= 1u && views[0].col_hi == 3u && views[3].col_lo == 0 && views[3].col_hi >= 2u;
 }
 
 /* Packs the windows of four pixels as [c_in][n + 1][pair] words. */

@@ -17,6 +17,7 @@ typedef struct {
     uint16_t *stamps;       /* [codewords]: 1 + the input channel whose sums are kept, 0 for none */
 } reuse_scratch;
 
+/* Where the parts lie. */
 static reuse_scratch split_scratch(const kq_conv2d_kq *conv, uint32_t n, void *scratch)
 {
     reuse_scratch parts;
@@ -140,7 +141,8 @@ static KQ_NOINLINE void subtract_sums(const uint32_t *sums, uint32_t *accumulato
 }
 
 /* One input channel into the accumulators of all output channels; its indices are the reader's next c_out entries. */
-static KQ_NOINLINE void gather_channel(const kq_conv2d_kq *conv, const reuse_scratch *parts, kq_bit_reader *reader, uint32_t n, uint32_t pairs, uint32_t stamp)
+static KQ_NOINLINE void gather_channel(
+    const kq_conv2d_kq *conv, const reuse_scratch *parts, kq_bit_reader *reader, uint32_t n, uint32_t pairs, uint32_t stamp)
 {
     const uint32_t bits = conv->index_bits;
     const uint32_t code_bits = bits - conv->sign;

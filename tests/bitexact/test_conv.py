@@ -1,0 +1,148 @@
+"""Every convolution kernel and its plain twin gives exactly the bytes SPEC.md says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from kernelcases import (
+    KERNELS,
+    ConvCase,
+    Indexed,
+    Uniform,
+    accumulators,
+    codebook,
+    conv_case,
+    expected,
+    indexed,
+    indexed_cases,
+    inputs,
+    scratch_bytes,
+    uniform,
+    uniform_cases,
+)
+from kernellib import Kernels, forms
+
+from kqgen import schedule
+from kqgen.intgraph import IntCodebook, IntConv2d, KqWeights, QTensor, Requant, UniformWeights
+
+UNIFORM, INDEXED = uniform_cases(), indexed_cases()
+
+
+def check(kernels: Kernels, cases: list[ConvCase]) -> None:
+    assert cases
+    for case in cases:
+        wanted = expected(case)
+        for form, variant, ref in forms(case):
+            found = kernels.conv(variant, form, ref)
+            np.testing.assert_array_equal(found, wanted, err_msg=f"{form}{'_ref' if ref else ''}: {case.label}, tile {variant.tile}")
+
+
+def test_cases_reach_the_ends_of_the_format() -> None:
+    """The corners the kernels were written for are among the cases."""
+    books = [case.weights for case in INDEXED if isinstance(case.weights, Indexed)]
+    assert {weights.index_bits for weights in books} == set(range(1, 13))
+    assert max(int(np.abs(weights.codebook.astype(int)).sum((1, 2)).max()) for weights in books) == 255
+    assert any(len(weights.codebook) == 1 for weights in books)
+    assert {case.weights.bits for case in UNIFORM if isinstance(case.weights, Uniform)} == {8, 6, 4}
+    for cases in (UNIFORM, INDEXED):
+        pixels = [case.out_shape[0] * case.out_shape[1] for case in cases]
+        assert 1 in pixels
+        assert {count % 4 for count in pixels} == {0, 1, 2, 3}
+        assert {case.x.shape[2] for case in cases} >= {1, 3, 5, 17, 64}
+        assert {case.kernel for case in cases} == set(KERNELS)
+        assert {case.acc_shift for case in cases} >= {0, 15}
+        assert any(case.out_shape[2] % case.tile for case in cases)
+        assert any(case.tile > case.out_shape[2] for case in cases)
+        outputs = np.concatenate([expected(case).ravel() for case in cases if (case.lo, case.hi) == (-128, 127)])
+        assert len(np.unique(outputs)) == 256
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=str)
+def test_uniform_weights(kernels: Kernels, kernel: tuple[int, int]) -> None:
+    check(kernels, [case for case in UNIFORM if case.kernel == kernel])
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=str)
+def test_indexed_kernels_in_both_forms(kernels: Kernels, kernel: tuple[int, int]) -> None:
+    check(kernels, [case for case in INDEXED if case.kernel == kernel])
+
+
+@pytest.mark.parametrize("tile", [1, 2, 5, 16, 17, 30])
+def test_the_tile_does_not_matter(kernels: Kernels, tile: int) -> None:
+    rng = np.random.default_rng(tile)
+    x = inputs(rng, (7, 6, 5), "any")
+    weights = indexed(rng, 17, 5, codebook(rng, 20, (3, 3)), True)
+    case = conv_case(rng, "tiles", x, weights, padding=(1, 1, 1, 1))
+    wanted = expected(case)
+    np.testing.assert_array_equal(kernels.conv(replace(case, tile=tile), "decode"), wanted)
+    np.testing.assert_array_equal(kernels.conv(replace(case, tile=2 * tile), "reuse"), wanted)
+    plain = conv_case(rng, "tiles", x, uniform(rng, 17, 5, (3, 3), 6), padding=(1, 1, 1, 1))
+    np.testing.assert_array_equal(kernels.conv(replace(plain, tile=tile), "unpack"), expected(plain))
+
+
+def test_sums_at_the_ends_of_their_lanes(kernels: Kernels) -> None:
+    """Dot products of -32640 and 32640 side by side in one word, in all four places, with either sign of the code."""
+    book = np.full((1, 3, 3), 31, np.int8)
+    book[0, 2, 2] = 7
+    x = np.empty((3, 12, 1), np.int8)
+    for column in range(4):
+        x[:, 3 * column : 3 * column + 3] = -128 if column % 2 else 127
+    rng = np.random.default_rng(1)
+    for negative in ([[False]], [[True]]):
+        weights = Indexed(book, np.zeros((1, 1), np.int16), np.array(negative), sign=True)
+        case = conv_case(rng, "lanes", x, weights, stride=(1, 3), tile=1)
+        case = replace(case, bias=np.zeros(1, np.int32))
+        sums = accumulators(case)
+        assert {int(value) for value in sums.ravel()} == ({-32385, 32640} if negative[0][0] else {32385, -32640})
+        check(kernels, [case])
+
+
+@pytest.mark.parametrize("index_bits", range(1, 13))
+def test_a_flipped_bit_shows(kernels: Kernels, index_bits: int) -> None:
+    """The twin of the tests above: a wrong table must not go unseen."""
+    rng = np.random.default_rng(index_bits)
+    weights = indexed(rng, 3, 4, codebook(rng, 2 ** max(0, index_bits - 1), (3, 3), at_bound=True), True)
+    case = conv_case(rng, "flip", inputs(rng, (8, 8, 4), "any"), weights, tile=2)
+    case = replace(case, lo=-128, hi=127, zero_point=0)
+    wanted = expected(case)
+    flipped = weights.negative.copy()
+    flipped[1, 2] ^= True
+    book = weights.codebook.copy()
+    used = int(weights.codes[1, 2])
+    book[used].flat[int(np.abs(book[used]).argmax())] = 0
+    for form in ("decode", "reuse"):
+        assert np.array_equal(kernels.conv(replace(case, tile=2), form), wanted)
+        for other in (replace(weights, negative=flipped), replace(weights, codebook=book)):
+            assert not np.array_equal(kernels.conv(replace(case, weights=other), form), wanted)
+
+
+def as_node(case: ConvCase) -> tuple[IntConv2d, IntCodebook | None]:
+    """The case as a node of the integer graph, with its codebook."""
+    book = None
+    stored: UniformWeights | KqWeights
+    if isinstance(case.weights, Indexed):
+        book = IntCodebook("book", case.weights.codebook, case.weights.sign)
+        stored = KqWeights("book", case.weights.index_bits, case.weights.codes, case.weights.negative)
+    else:
+        stored = UniformWeights(case.weights.bits, case.weights.values)
+    h, w, c_in = case.x.shape
+    node = IntConv2d(
+        name="conv", path="", sources=(), inputs=("x",), output=QTensor("conv", *case.out_shape, 1.0, 0), lo=case.lo, hi=case.hi,
+        dense=False, in_shape=(h, w, c_in), kernel=case.kernel, stride=case.stride, padding=case.padding,
+        pad_values=np.zeros(c_in, np.int8), weights=stored, requant=Requant(case.bias, case.multiplier, case.shift, case.acc_shift),
+        weight_scale=np.ones(1, np.float32), reason="",
+    )  # fmt: skip
+    return node, book
+
+
+def test_the_schedule_plans_the_scratch_the_kernels_were_tested_with() -> None:
+    for case in [*UNIFORM, *INDEXED]:
+        node, book = as_node(case)
+        if book is None:
+            assert schedule.im2col_bytes(node) == scratch_bytes(case, "direct"), case.label
+        else:
+            assert schedule.decode_scratch_bytes(node, case.tile) == scratch_bytes(case, "decode"), case.label
+            even = replace(case, tile=2 * case.tile)
+            assert schedule.reuse_scratch_bytes(node, book, even.tile) == scratch_bytes(even, "reuse"), case.label

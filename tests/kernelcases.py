@@ -1,0 +1,275 @@
+"""Layers for the kernel tests, and what SPEC.md says they compute: int64 numpy, written without a look at the runtime or at kqgen.fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Pair = tuple[int, int]
+Padding = tuple[int, int, int, int]
+
+KERNELS: tuple[Pair, ...] = ((1, 1), (3, 3), (5, 5), (7, 7), (10, 4), (2, 3))
+STRIDES: tuple[Pair, ...] = ((1, 1), (2, 2), (3, 3), (2, 1))
+CHANNELS = (1, 3, 5, 17)
+NO_PADDING = (0, 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Uniform:
+    """Weights stored one by one: bits 8, 6 or 4; values (c_out, k_h, k_w, c_in)."""
+
+    bits: int
+    values: Array
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Indexed:
+    """Kernels stored as indices: codebook (codewords, k_h, k_w); codes and negative (c_out, c_in)."""
+
+    codebook: Array
+    codes: Array
+    negative: Array
+    sign: bool
+
+    @property
+    def index_bits(self) -> int:
+        """SPEC 4.2."""
+        return max(1, int(np.ceil(np.log2(len(self.codebook)))) + int(self.sign))
+
+    @property
+    def values(self) -> Array:
+        """(c_out, k_h, k_w, c_in) integers."""
+        signs = np.where(self.negative, -1, 1)[:, :, None, None]
+        return (self.codebook[self.codes] * signs).transpose(0, 2, 3, 1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ConvCase:
+    """One convolution; `pad_values` None means that every channel's is `pad_value`."""
+
+    label: str
+    x: Array
+    weights: Uniform | Indexed
+    stride: Pair
+    padding: Padding
+    pad_values: Array | None
+    pad_value: int
+    tile: int
+    bias: Array
+    multiplier: Array
+    shift: Array
+    acc_shift: int
+    zero_point: int
+    lo: int
+    hi: int
+
+    @property
+    def kernel(self) -> Pair:
+        """(k_h, k_w)."""
+        return int(self.weights.values.shape[1]), int(self.weights.values.shape[2])
+
+    @property
+    def out_shape(self) -> tuple[int, int, int]:
+        """(h, w, c) of the output."""
+        h, w = out_size(self.x.shape[:2], self.kernel, self.stride, self.padding)
+        return h, w, int(self.weights.values.shape[0])
+
+
+def out_size(size: tuple[int, ...], kernel: Pair, stride: Pair, padding: Padding) -> Pair:
+    """Rows and columns of a window operator's output."""
+    top, bottom, left, right = padding
+    return (size[0] + top + bottom - kernel[0]) // stride[0] + 1, (size[1] + left + right - kernel[1]) // stride[1] + 1
+
+
+def windows(x: Array, kernel: Pair, stride: Pair, padding: Padding, pad_values: Array | int) -> Iterator[tuple[int, int, Array]]:
+    """(r, c, (h_out, w_out, c_in) int64): what tap (r, c) of every window reads (SPEC 5)."""
+    top, bottom, left, right = padding
+    h, w, channels = x.shape
+    padded = np.empty((h + top + bottom, w + left + right, channels), np.int64)
+    padded[...] = pad_values
+    padded[top : top + h, left : left + w] = x
+    rows, columns = out_size((h, w), kernel, stride, padding)
+    for r, c in product(range(kernel[0]), range(kernel[1])):
+        yield r, c, padded[r : r + (rows - 1) * stride[0] + 1 : stride[0], c : c + (columns - 1) * stride[1] + 1 : stride[1]]
+
+
+def accumulators(case: ConvCase) -> Array:
+    """SPEC 5.1 before requantisation: (h, w, c_out) int64."""
+    acc = np.broadcast_to(case.bias.astype(np.int64), case.out_shape).copy()
+    pads = case.pad_value if case.pad_values is None else case.pad_values
+    for r, c, x in windows(case.x, case.kernel, case.stride, case.padding, pads):
+        acc += np.tensordot(x, case.weights.values[:, r, c, :].astype(np.int64), axes=([2], [1]))
+    return acc
+
+
+def requantised(acc: Array, multiplier: Array, shift: Array, acc_shift: int, zero_point: int, lo: int, hi: int) -> Array:
+    """SPEC 3.2."""
+    shifts = shift.astype(np.int64)
+    scaled = (acc * 2**acc_shift * multiplier.astype(np.int64) + 2 ** (shifts + 15)) // 2 ** (shifts + 16)
+    result: Array = np.minimum(np.maximum(scaled + zero_point, lo), hi).astype(np.int8)
+    return result
+
+
+def expected(case: ConvCase) -> Array:
+    """The layer's output, (h, w, c_out) int8."""
+    acc = accumulators(case)
+    return requantised(acc, case.multiplier, case.shift, case.acc_shift, case.zero_point, case.lo, case.hi)
+
+
+def scratch_bytes(case: ConvCase, form: str) -> int:
+    """SPEC 6.4."""
+
+    def up(size_bytes: int) -> int:
+        return (size_bytes + 3) // 4 * 4
+
+    n, c_in, c_out = case.kernel[0] * case.kernel[1], case.x.shape[2], case.out_shape[2]
+    im2col = 0 if case.kernel == (1, 1) and case.padding == NO_PADDING else up(2 * n * c_in)
+    if form == "direct":
+        return im2col
+    if form == "unpack":
+        return up(case.tile * n * c_in) + im2col
+    if form == "decode":
+        packed_taps: int = 8 * (n + 1) * c_in
+        return packed_taps + up(case.tile * n * c_in)
+    assert isinstance(case.weights, Indexed)
+    codewords, pairs = len(case.weights.codebook), case.tile // 2
+    parts = [4 * case.tile * c_out, 4 * codewords * pairs, 4 * n * case.tile, 4 * (n + 1) * pairs, codewords * n, 2 * codewords]
+    return sum(up(part) for part in parts)
+
+
+def inputs(rng: np.random.Generator, shape: tuple[int, int, int], kind: str) -> Array:
+    """An int8 map: `any`, `low` (all -128), `high` (all 127) or `ends` (either)."""
+    values: Array = {
+        "any": rng.integers(-128, 128, shape),
+        "low": np.full(shape, -128),
+        "high": np.full(shape, 127),
+        "ends": rng.choice([-128, 127], shape),
+    }[kind]
+    return values.astype(np.int8)
+
+
+def codebook(rng: np.random.Generator, codewords: int, kernel: Pair, at_bound: bool = False) -> Array:
+    """Codewords of 6-bit values whose absolute values sum to at most 255, or to exactly that (SPEC 4.3)."""
+    values = np.zeros((codewords, kernel[0] * kernel[1]), np.int64)
+    limit = min(255, 31 * values.shape[1])
+    for word in values:
+        room = limit if at_bound else int(rng.integers(0, limit + 1))
+        while room > 0:
+            place = int(rng.integers(len(word)))
+            step = min(room, 31 - int(word[place]), int(rng.integers(1, 32)))
+            word[place] += step
+            room -= step
+    signed: Array = (values * rng.choice([-1, 1], values.shape)).reshape(codewords, *kernel).astype(np.int8)
+    return signed
+
+
+def indexed(rng: np.random.Generator, c_out: int, c_in: int, book: Array, sign: bool) -> Indexed:
+    """Every codeword is used where there are kernels enough, the last one always."""
+    codes = rng.integers(0, len(book), (c_out, c_in))
+    codes.flat[-1] = len(book) - 1
+    negative = (rng.random((c_out, c_in)) < 0.5) & sign
+    return Indexed(book, codes.astype(np.int16), negative, sign)
+
+
+def uniform(rng: np.random.Generator, c_out: int, c_in: int, kernel: Pair, bits: int) -> Uniform:
+    """Weights over the whole range of their width."""
+    most = 2 ** (bits - 1) - 1
+    return Uniform(bits, rng.integers(-most, most + 1, (c_out, *kernel, c_in)).astype(np.int8))
+
+
+def conv_case(
+    rng: np.random.Generator, label: str, x: Array, weights: Uniform | Indexed, stride: Pair = (1, 1), padding: Padding = NO_PADDING,
+    tile: int = 1, per_channel_pads: bool = True, acc_shift: int = 0,
+) -> ConvCase:  # fmt: skip
+    """A layer with requantisation that spreads its accumulators over the int8 range and past it."""
+    c_out, c_in = weights.values.shape[0], x.shape[2]
+    pads = rng.integers(-128, 128, (c_in,)).astype(np.int8)
+    bias = rng.integers(-3000, 3000, (c_out,)).astype(np.int32)
+    multiplier = rng.integers(2**14, 2**15, (c_out,)).astype(np.int16)
+    lo, hi = (-128, 127) if rng.random() < 0.5 else (int(rng.integers(-128, 0)), int(rng.integers(0, 128)))
+    case = ConvCase(
+        label, x, weights, stride, padding, pads if per_channel_pads else None, int(pads[0]), tile, bias, multiplier,
+        np.ones(c_out, np.uint8), acc_shift, int(rng.integers(-128, 128)), lo, hi,
+    )  # fmt: skip
+    largest = np.abs(accumulators(case)).max(axis=(0, 1)) + 1
+    assert int(largest.max()) * 2**acc_shift < 2**31, "the case would not be lowered"
+    shift = np.ceil(np.log2(largest * 2.0**acc_shift * case.multiplier / 2**16 / rng.uniform(60, 250, c_out)))
+    values = {name: getattr(case, name) for name in case.__slots__}
+    return ConvCase(**{**values, "shift": np.clip(shift, 1, 22).astype(np.uint8)})
+
+
+def paddings(kernel: Pair) -> tuple[Padding, ...]:
+    """None, asymmetric, symmetric, and one that leaves whole windows in the padding."""
+    return NO_PADDING, (0, 1, 1, 0), (1, 1, 1, 1), (kernel[0], 2, kernel[1] + 1, 1)
+
+
+def geometries() -> Iterator[tuple[np.random.Generator, str, Pair, Pair, Padding, Array, int]]:
+    """(generator, label, kernel, stride, padding, input, c_out) over kernels, strides, paddings, odd and even sizes and channels."""
+    for number, (kernel, stride, which) in enumerate(product(KERNELS, STRIDES, range(4))):
+        rng = np.random.default_rng(number)
+        padding = paddings(kernel)[which]
+        c_in, c_out = CHANNELS[number % 4], CHANNELS[(number // 4 + 1) % 4]
+        h, w = kernel[0] + int(rng.integers(0, 6)), kernel[1] + int(rng.integers(0, 9))
+        label = f"{kernel} stride {stride} padding {padding} {h}x{w}x{c_in}->{c_out}"
+        yield rng, label, kernel, stride, padding, inputs(rng, (h, w, c_in), "ends" if number % 5 == 0 else "any"), c_out
+
+
+def uniform_cases() -> list[ConvCase]:
+    """Layers of uniform weights: the geometries at each width, then corners."""
+    cases = []
+    for number, (rng, label, kernel, stride, padding, x, c_out) in enumerate(geometries()):
+        bits = (8, 6, 4)[number % 3]
+        weights = uniform(rng, c_out, x.shape[2], kernel, bits)
+        tile = int(rng.integers(1, c_out + 2))
+        cases.append(conv_case(rng, f"{bits} bits {label} tile {tile}", x, weights, stride, padding, tile, bool(number // 3 % 2)))
+    rng = np.random.default_rng(99)
+    for kind, bits in product(("low", "high", "ends"), (8, 6, 4)):
+        extreme = np.where(rng.random((3, 3, 3, 64)) < 0.5, -1, 1) * (2 ** (bits - 1) - 1)
+        weights = Uniform(bits, extreme)
+        cases.append(conv_case(rng, f"saturating {kind}", inputs(rng, (4, 5, 64), kind), weights, padding=(1, 1, 1, 1), tile=2))
+    for bits in (8, 6, 4):
+        dense = uniform(rng, 10, 131, (1, 1), bits)
+        cases.append(conv_case(rng, f"dense {bits} bits", inputs(rng, (1, 1, 131), "any"), dense, tile=4))
+        # Padded below and to the right alone: the first pixel's window lies in place, the last one's does not.
+        one = uniform(rng, 3, 5, (1, 1), bits)
+        cases.append(conv_case(rng, "1x1 padded below", inputs(rng, (3, 3, 5), "any"), one, (2, 1), (0, 2, 0, 1), tile=2))
+    small = Uniform(4, rng.choice([-1, 0, 1], (5, 1, 1, 3)))
+    cases.extend(conv_case(rng, f"acc_shift {a}", inputs(rng, (3, 4, 3), "any"), small, tile=2, acc_shift=a) for a in (1, 3, 7, 15))
+    return cases
+
+
+def indexed_cases() -> list[ConvCase]:
+    """Layers of indexed kernels: the geometries, every index width, then corners."""
+    cases = []
+    for number, (rng, label, kernel, stride, padding, x, c_out) in enumerate(geometries()):
+        book = codebook(rng, 1 + number * 7 % 40, kernel, number % 6 == 0)
+        weights = indexed(rng, c_out, x.shape[2], book, bool(number % 2))
+        tile = int(rng.integers(1, c_out + 2))
+        cases.append(conv_case(rng, f"{len(book)} words {label} tile {tile}", x, weights, stride, padding, tile, bool(number // 3 % 2)))
+    rng = np.random.default_rng(98)
+    for bits, sign in product(range(1, 13), (False, True)):
+        codewords = 2 ** (bits - sign) - int(rng.integers(0, max(1, 2 ** (bits - sign) // 2)))
+        weights = indexed(rng, 5, 7, codebook(rng, codewords, (3, 3)), sign)
+        assert weights.index_bits == bits
+        label = f"index of {bits} bits, sign {sign}"
+        cases.append(conv_case(rng, label, inputs(rng, (5, 5, 7), "any"), weights, padding=(1, 1, 1, 1), tile=3))
+    for kernel, kind, sign in product(((3, 3), (5, 5), (1, 1)), ("low", "high", "ends"), (False, True)):
+        weights = indexed(rng, 5, 64, codebook(rng, 9, kernel, at_bound=True), sign)
+        cases.append(conv_case(rng, f"saturating {kind} {kernel}", inputs(rng, (5, 6, 64), kind), weights, padding=(1, 0, 1, 1), tile=5))
+    for sign in (False, True):
+        weights = indexed(rng, 4, 3, codebook(rng, 1, (3, 3)), sign)
+        cases.append(conv_case(rng, f"codebook of 1, sign {sign}", inputs(rng, (6, 6, 3), "any"), weights, padding=(1, 1, 1, 1), tile=4))
+    for h, w in ((3, 3), (3, 4), (3, 5), (4, 4), (5, 7), (3, 9), (6, 6), (4, 11)):
+        weights = indexed(rng, 17, 4, codebook(rng, 30, (3, 3)), True)
+        for padding in (NO_PADDING, (1, 1, 1, 1), (0, 1, 0, 1), (2, 2, 2, 2)):
+            label, x = f"3x3 on {h}x{w} padding {padding}", inputs(rng, (h, w, 4), "any")
+            cases.append(conv_case(rng, label, x, weights, padding=padding, tile=17, per_channel_pads=h % 2 == 0))
+    small = indexed(rng, 5, 3, np.ones((2, 1, 1), np.int8), True)
+    cases.extend(conv_case(rng, f"acc_shift {a}", inputs(rng, (3, 4, 3), "any"), small, tile=2, acc_shift=a) for a in (1, 3, 7, 15))
+    return cases
