@@ -1,43 +1,9 @@
 /* Counts executed blocks inside kqgen itself: unicorn's hooks in C, because hooks in Python are some fifty times slower.
- * Compiled for the host; kqgen/blockcount_native.py fills the structures and reads them, kqgen/blockcount.py holds the same
- * algorithm in Python and says what it means. A block is its address times 2^16 plus its size in bytes.
+ * Compiled for the host; kqgen/blockcount_native.py fills the structures and reads them, kq_qemu_counter.c feeds them under
+ * QEMU, kqgen/blockcount.py holds the same algorithm in Python and says what it means. A block is its address times 2^16 plus
+ * its size in bytes.
  */
-#include <stdint.h>
-
-#define KQ_MAX_RANGES 8u
-#define KQ_MAX_HELPERS 8u
-#define KQ_MAX_LAYERS 4096u
-#define KQ_START UINT64_MAX
-#define KQ_END (UINT64_MAX - 1u)
-
-/* Times control went from one block to the next within a layer; times 0 marks a free slot. */
-typedef struct {
-    uint64_t previous;
-    uint64_t block;
-    uint64_t times;
-    uint64_t layer;
-} kq_edge;
-
-typedef struct {
-    kq_edge *edges;
-    uint64_t slots; /* a power of two */
-    uint64_t used;
-    uint64_t previous;
-    uint32_t layer;
-    uint32_t inside;
-    uint32_t called;
-    uint32_t full; /* not 0: the table or the layers did not suffice and the counts are worthless */
-    uint32_t range_count;
-    uint32_t helper_count;
-    uint32_t low[KQ_MAX_RANGES];
-    uint32_t high[KQ_MAX_RANGES];
-    uint32_t helpers[KQ_MAX_HELPERS];
-    uint64_t reads[KQ_MAX_LAYERS];
-} kq_counter;
-
-void kq_count_edge(kq_counter *counter, uint64_t block);
-void kq_on_block(void *engine, uint64_t address, uint32_t size, void *data);
-void kq_on_read(void *engine, int32_t access, uint64_t address, int32_t size, int64_t value, void *data);
+#include "kq_block_counter.h"
 
 /* Adds one to the edge from the previous block to `block`; open addressing, at most 3/4 full. */
 void kq_count_edge(kq_counter *counter, uint64_t block)
