@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from kqgen.intgraph import Int8, frozen
@@ -74,9 +75,9 @@ class Codewords:
     loss: float
     loss_before_rounding: float
 
-    def tensor(self) -> torch.Tensor:
-        """(codewords, d) float64, in the kernels' own unit."""
-        return torch.from_numpy(self.values.astype(np.float64)) * self.step
+    def reals(self) -> npt.NDArray[np.float64]:
+        """(codewords, d), in the kernels' own unit."""
+        return self.values.astype(np.float64) * self.step
 
 
 def assign(block: Block, codewords: torch.Tensor, sign: bool) -> Assignment:

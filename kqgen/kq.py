@@ -1,26 +1,63 @@
-"""Post-training Kernel Quantization: from a float graph and calibration images to stored weights and codebooks."""
+"""Post-training Kernel Quantization: from a float graph and calibration images to stored weights and codebooks.
+
+    1  choose which layers are indexed                                     kq_layers
+    2  learn each codebook that several layers share, on float inputs      kq_moments, cluster, kq_fit
+    3  walk the graph: each layer is fitted to give the float network's outputs from the inputs that the quantised layers before
+       it really deliver (a codebook of one layer is learned here), and its bias takes up the mean error that is left
+    4  drop the codewords that no kernel uses
+
+Only the cluster seeds are drawn, from the seed given, and covariances are sums of whole numbers: equal arguments give equal bytes.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from kqgen.calibrate import Ranges
-from kqgen.cluster import Block, Codewords, assign, cluster
+from kqgen.calibrate import Ranges, TensorRange
+from kqgen.cluster import L1_LIMIT, Codewords
 from kqgen.floatexec import evaluate
-from kqgen.intgraph import IntCodebook, KqWeights, UniformWeights, frozen
-from kqgen.ir import Conv2d, Graph, Input, frozen_array
-from kqgen.kq_layers import Choice, LayerWeights, Quantised, choose, convolutions, distinct_kernels
-from kqgen.kq_uniform import scale_floor, uniform, usable_scale
+from kqgen.intgraph import Int8, IntCodebook, KqWeights, UniformWeights, frozen
+from kqgen.ir import Conv2d, Float32, Graph, Input, frozen_array
+from kqgen.kq_fit import Solution, adapt, learn, pose
+from kqgen.kq_layers import Choice, LayerWeights, Quantised, choose, codebook_members, distinct_kernels
+from kqgen.kq_moments import WIDEST, Moments, best_weights, codes_of, collect, damped
+from kqgen.kq_uniform import Float64, scale_floor, uniform, usable_scale
 from kqgen.options import Compression, index_bits
 from kqgen.samples import Samples
 
 Progress = Callable[[str, float], None]
+_Tensors = dict[str, torch.Tensor]
+
+_LARGEST_MAP_BYTES = 1 << 28
+"""As many images are used as keep the largest map of all of them within this."""
+_NOTICEABLE = 1.1
+_LEARNING = 0.5
 
 __all__ = ["Choice", "LayerWeights", "Progress", "Quantised", "choose", "fake_quantise", "quantise"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Book:
+    """A learned codebook, and by layer the scales (c_out,) its codewords had there when it was learned."""
+
+    codewords: Codewords
+    scales: Mapping[str, Float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Fitted:
+    """A layer as the walk leaves it: integers (c_out, c_in, k_h, k_w), scale and bias (c_out,), its codes when it is indexed."""
+
+    integers: Int8
+    scale: Float32
+    bias: Float32
+    solution: Solution | None
 
 
 def quantise(graph: Graph, compression: Compression, samples: Samples, ranges: Ranges, progress: Progress | None = None) -> Quantised:
@@ -37,119 +74,204 @@ def quantise(graph: Graph, compression: Compression, samples: Samples, ranges: R
     """
     tell = progress or (lambda label, fraction: None)
     choices = {choice.layer: choice for choice in choose(graph, compression)}
-    books: dict[str, Codewords] = {}
-    warnings: list[str] = []
-    names = list(dict.fromkeys(choice.codebook for choice in choices.values() if choice.codebook))
-    for position, name in enumerate(names):
-        tell(f"clustering {name}", 0.7 * position / len(names))
-        members = [node for node in convolutions(graph) if choices[node.name].codebook == name]
-        books[name], warning = _cluster(name, members, compression)
-        warnings += warning
-    layers = _walk(graph, choices, books, compression, samples, ranges, tell)
+    members = codebook_members(graph, choices.values())
+    images = _images(graph, samples)
+    books = _learn_shared(graph, {name: nodes for name, nodes in members.items() if len(nodes) > 1}, compression, images, ranges, tell)
+    fitted, learned = _walk(graph, choices, books, compression, images, ranges, tell)
     tell("weights quantised", 1.0)
-    codebooks = tuple(_codebook(name, books[name], graph, choices, compression.codebook.sign) for name in names)
-    return Quantised(tuple(layers.items()), codebooks, tuple(warnings))
+    return _finish(choices, members, learned, fitted, compression)
 
 
-def fake_quantise(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
+def fake_quantise(x: torch.Tensor, entry: TensorRange) -> torch.Tensor:
     """Real values as their int8 codes mean them, halves up, clamped (SPEC 1.2). Any shape, float32."""
-    codes = (torch.floor(x.double() / scale + 0.5) + zero_point).clamp(-128, 127)
-    return ((codes - zero_point) * scale).float()
+    codes = (x / entry.scale).add_(0.5).floor_().clamp_(-128 - entry.zero_point, 127 - entry.zero_point)
+    return codes.mul_(entry.scale)
 
 
-def _root_mean_square(node: Conv2d) -> np.ndarray:
-    flat = node.weight.reshape(node.weight.shape[0], -1).astype(np.float64)
-    size: np.ndarray = np.sqrt((flat * flat).mean(axis=1))
-    return size
+def _images(graph: Graph, samples: Samples) -> _Tensors:
+    largest_bytes = max(4 * math.prod(node.shape) for node in graph)
+    return next(samples.batches(max(1, min(samples.count, _LARGEST_MAP_BYTES // largest_bytes))))
 
 
-def _block(node: Conv2d) -> Block:
-    c_out, c_in, k_h, k_w = node.weight.shape
-    size = _root_mean_square(node)
-    scaled = node.weight.astype(np.float64) / np.where(size > 0, size, 1.0)[:, None, None, None]
-    vectors = torch.from_numpy(scaled).reshape(c_out, c_in, k_h * k_w).transpose(0, 1).contiguous()
-    roots = torch.eye(k_h * k_w, dtype=torch.float64).repeat(c_in, 1, 1)
-    return Block(vectors, torch.ones((c_in, c_out), dtype=torch.float64), roots)
+def _distinct(nodes: tuple[Conv2d, ...], compression: Compression) -> int:
+    kernels = np.concatenate([distinct_kernels(node.weight, compression.codebook.sign) for node in nodes])
+    return len(np.unique(kernels, axis=0))
 
 
-def _cluster(name: str, members: list[Conv2d], compression: Compression) -> tuple[Codewords, list[str]]:
-    sign, wanted = compression.codebook.sign, compression.codebook.codewords
-    distinct = len(np.unique(np.concatenate([distinct_kernels(node.weight, sign) for node in members]), axis=0))
-    warnings = []
-    if distinct < wanted:
-        layers = ", ".join(node.path or node.name for node in members)
-        warnings.append(
-            f"{name}: {wanted} codewords were asked for, but {layers} {'has' if len(members) == 1 else 'have'} only "
-            f"{distinct} distinct kernels; the codebook is reduced to {distinct}."
-        )
-    blocks = [_block(node) for node in members]
-    return cluster(blocks, min(wanted, distinct), sign, np.random.default_rng(compression.seed)), warnings
+def _learn(
+    problems: Mapping[str, tuple[Conv2d, Moments]], compression: Compression, name: str
+) -> tuple[_Book, dict[str, Solution]]:
+    """A codebook for the layers of `problems` (node name -> layer and moments), and their codes."""
+    posed = {key: pose(best_weights(node, moments), damped(moments), math.prod(node.kernel)) for key, (node, moments) in problems.items()}
+    count = min(compression.codebook.codewords, _distinct(tuple(node for node, _ in problems.values()), compression))
+    # Each codebook draws from its own stream, so that one layer more or less leaves the others' codebooks alone.
+    rng = np.random.default_rng([compression.seed % 2**64, *name.encode()])
+    codewords, solutions = learn(tuple(posed.values()), count, compression.codebook.sign, rng)
+    by_layer = dict(zip(posed, solutions, strict=True))
+    return _Book(codewords, {key: solution.scale for key, solution in by_layer.items()}), by_layer
 
 
-def _codebook(name: str, book: Codewords, graph: Graph, choices: Mapping[str, Choice], sign: bool) -> IntCodebook:
-    kernel = next(node.kernel for node in convolutions(graph) if choices[node.name].codebook == name)
-    return IntCodebook(name, frozen(book.values.reshape(-1, *kernel), np.int8), sign)
+def _learn_shared(
+    graph: Graph,
+    members: Mapping[str, tuple[Conv2d, ...]],
+    compression: Compression,
+    images: _Tensors,
+    ranges: Ranges,
+    tell: Progress,
+) -> dict[str, _Book]:
+    """The codebooks that serve several layers, from the float network's maps."""
+    wanted = {node.name for nodes in members.values() for node in nodes}
+    if not wanted:
+        return {}
+    seen: dict[str, tuple[Conv2d, Moments]] = {}
+    real: _Tensors = {}
+    for index, node in enumerate(graph):
+        tell(f"observing {node.path or node.name}", _LEARNING * 0.7 * index / len(graph.nodes))
+        if isinstance(node, Conv2d):
+            before = evaluate(_unclamped(node), [real[node.inputs[0]]])
+            if node.name in wanted:
+                entry = ranges[node.inputs[0]]
+                codes = codes_of(node, fake_quantise(real[node.inputs[0]], entry), entry.scale)
+                seen[node.name] = (node, collect(node, codes, before, entry.scale))
+            real[node.name] = before.clamp_(node.lo, node.hi)
+        else:
+            real[node.name] = images[node.name] if isinstance(node, Input) else evaluate(node, [real[name] for name in node.inputs])
+        _let_go(graph, index, real)
+    books: dict[str, _Book] = {}
+    for position, (name, nodes) in enumerate(members.items()):
+        tell(f"clustering the kernels of {name}", _LEARNING * (0.7 + 0.3 * position / len(members)))
+        books[name], _ = _learn({node.name: seen[node.name] for node in nodes}, compression, name)
+    return books
 
 
 def _walk(
     graph: Graph,
     choices: Mapping[str, Choice],
-    books: Mapping[str, Codewords],
+    books: Mapping[str, _Book],
     compression: Compression,
-    samples: Samples,
+    images: _Tensors,
     ranges: Ranges,
     tell: Progress,
-) -> dict[str, LayerWeights]:
-    """Stores layer after layer; each bias makes up for the mean error that the layers before it and its own weights cause."""
-    layers: dict[str, LayerWeights] = {}
-    real: dict[str, torch.Tensor] = {}
-    quant: dict[str, torch.Tensor] = {}
-    images = next(samples.batches(samples.count))
-    last_reader = {name: index for index, node in enumerate(graph) for name in node.inputs}
+) -> tuple[dict[str, _Fitted], dict[str, _Book]]:
+    """Every layer fitted in execution order, the float network and the quantised one side by side; all codebooks, new ones included."""
+    fitted: dict[str, _Fitted] = {}
+    learned = dict(books)
+    real: _Tensors = {}
+    quant: _Tensors = {}
     for index, node in enumerate(graph):
-        tell(f"quantising {node.name}", 0.7 + 0.3 * index / len(graph.nodes))
+        tell(f"fitting {node.path or node.name}", _LEARNING + (1 - _LEARNING) * index / len(graph.nodes))
         if isinstance(node, Input):
-            real[node.name], value = images[node.name], images[node.name]
+            real[node.name] = value = images[node.name]
         elif isinstance(node, Conv2d):
-            x = quant[node.inputs[0]]
-            stored = _store(node, choices[node.name], books, compression, ranges[node.inputs[0]].scale)
-            integers, free = stored[0], replace(node, lo=-np.inf, hi=np.inf)
-            weight = frozen_array(stored[1][:, None, None, None] * integers.astype(np.float32))
-            wanted, got = evaluate(free, [real[node.inputs[0]]]), evaluate(replace(free, weight=weight), [x])
-            shift = (wanted - got).double().mean((0, 2, 3))
-            value = (got + shift.float()[:, None, None]).clamp(node.lo, node.hi)
-            real[node.name] = wanted.clamp(node.lo, node.hi)
-            bias = frozen_array(node.bias + shift.numpy())
-            layers[node.name] = LayerWeights(stored[2], frozen_array(stored[1]), bias, choices[node.name].reason)
+            source, entry = quant[node.inputs[0]], ranges[node.inputs[0]]
+            wanted = evaluate(_unclamped(node), [real[node.inputs[0]]])
+            integers, scale, solution = _fit(node, choices[node.name], learned, compression, source, wanted, entry)
+            weight = frozen_array(scale[:, None, None, None] * integers.astype(np.float32))
+            found = evaluate(replace(_unclamped(node), weight=weight), [source])
+            shift = (wanted - found).double().mean((0, 2, 3)).numpy()
+            bias = frozen_array(node.bias + shift)
+            fitted[node.name] = _Fitted(integers, frozen_array(scale), bias, solution)
+            value = (found + torch.from_numpy(bias - node.bias)[:, None, None]).clamp_(node.lo, node.hi)
+            real[node.name] = wanted.clamp_(node.lo, node.hi)
         else:
             real[node.name] = evaluate(node, [real[name] for name in node.inputs])
             value = evaluate(node, [quant[name] for name in node.inputs])
-        entry = ranges[node.name]
-        quant[node.name] = fake_quantise(value, entry.scale, entry.zero_point)
-        for name in {name for name in node.inputs if last_reader[name] == index}:
-            del real[name], quant[name]
-    return layers
+        quant[node.name] = fake_quantise(value, ranges[node.name])
+        _let_go(graph, index, real)
+        _let_go(graph, index, quant)
+    return fitted, learned
 
 
-def _store(
-    node: Conv2d, choice: Choice, books: Mapping[str, Codewords], compression: Compression, input_scale: float
-) -> tuple[np.ndarray, np.ndarray, UniformWeights | KqWeights]:
-    """Integers (c_out, c_in, k_h, k_w), weight scale (c_out,) float32 and how they are stored."""
-    shape = node.weight.shape
-    floor = scale_floor(node.bias, input_scale)
+def _fit(
+    node: Conv2d,
+    choice: Choice,
+    books: dict[str, _Book],
+    compression: Compression,
+    source: torch.Tensor,
+    wanted: torch.Tensor,
+    entry: TensorRange,
+) -> tuple[Int8, npt.NDArray[np.float32], Solution | None]:
+    """Integers (c_out, c_in, k_h, k_w), scales (c_out,) and, for an indexed layer, its codes. A missing codebook is learned and added."""
+    floor = scale_floor(node.bias, entry.scale)
+    if not choice.codebook and node.weight[0].size > WIDEST:
+        values, scale = uniform(node.weight.reshape(len(node.weight), -1).astype(np.float64), None, choice.bits, floor)
+        return frozen(values.reshape(node.weight.shape), np.int8), scale, None
+    moments = collect(node, codes_of(node, source, entry.scale), wanted, entry.scale)
+    target, second = best_weights(node, moments), damped(moments)
     if not choice.codebook:
-        flat = node.weight.reshape(shape[0], -1).astype(np.float64)
-        values, scale = uniform(flat, np.ones(flat.shape[1]), choice.bits, floor)
-        integers = values.reshape(shape)
-        return integers, scale, UniformWeights(choice.bits, frozen(integers.transpose(0, 2, 3, 1), np.int8))
-    book, sign = books[choice.codebook], compression.codebook.sign
-    found = assign(_block(node), book.tensor(), sign)
-    codes, negative = found.codes.numpy().T, found.negative.numpy().T
-    integers = np.where(negative[:, :, None], -1, 1) * book.values[codes].astype(np.int64)
-    flat, whole = node.weight.reshape(shape[0], -1).astype(np.float64), integers.reshape(shape[0], -1)
-    power = (whole * whole).sum(axis=1)
-    scale = usable_scale(np.maximum((flat * whole).sum(axis=1) / np.maximum(power, 1), 0), floor)
-    weights = KqWeights(
-        choice.codebook, index_bits(len(book.values), sign), frozen(codes, np.int16), frozen(negative, np.bool_)
-    )
-    return integers.reshape(shape), scale, weights
+        values, scale = uniform(target, second, choice.bits, floor)
+        return frozen(values.reshape(node.weight.shape), np.int8), scale, None
+    if choice.codebook in books:
+        book = books[choice.codebook]
+        problem = pose(target, second, math.prod(node.kernel))
+        solution = adapt(problem, book.codewords.reals(), compression.codebook.sign, book.scales[node.name])
+    else:
+        book, solutions = _learn({node.name: (node, moments)}, compression, choice.codebook)
+        books[choice.codebook], solution = book, solutions[node.name]
+    kernels = book.codewords.values[solution.codes] * np.where(solution.negative, -1, 1)[:, :, None]
+    scale = usable_scale(solution.scale * book.codewords.step, floor)
+    return frozen(kernels.reshape(node.weight.shape), np.int8), scale, solution
+
+
+def _unclamped(node: Conv2d) -> Conv2d:
+    return replace(node, lo=-math.inf, hi=math.inf)
+
+
+def _let_go(graph: Graph, index: int, tensors: _Tensors) -> None:
+    """Forgets the tensors that no node after number `index` reads."""
+    needed = {name for node in graph.nodes[index + 1 :] for name in node.inputs}
+    for name in [name for name in tensors if name not in needed]:
+        del tensors[name]
+
+
+def _finish(
+    choices: Mapping[str, Choice],
+    members: Mapping[str, tuple[Conv2d, ...]],
+    books: Mapping[str, _Book],
+    fitted: Mapping[str, _Fitted],
+    compression: Compression,
+) -> Quantised:
+    """Packs the walk's findings: codewords in use only, codes renumbered, reductions and losses told."""
+    sign = compression.codebook.sign
+    numbers: dict[str, npt.NDArray[np.int64]] = {}
+    codebooks: list[IntCodebook] = []
+    warnings: list[str] = []
+    for name, nodes in members.items():
+        book = books[name].codewords
+        codes = [solution.codes for node in nodes if (solution := fitted[node.name].solution) is not None]
+        used = np.unique(np.concatenate([each.reshape(-1) for each in codes]))
+        numbers[name] = np.full(len(book.values), -1)
+        numbers[name][used] = np.arange(len(used))
+        codebooks.append(IntCodebook(name, frozen(book.values[used].reshape(-1, *nodes[0].kernel), np.int8), sign))
+        warnings += _warnings(name, nodes, book, len(used), compression)
+    layers = []
+    for name, layer in fitted.items():
+        choice = choices[name]
+        if layer.solution is None:
+            weights: UniformWeights | KqWeights = UniformWeights(choice.bits, frozen(layer.integers.transpose(0, 2, 3, 1), np.int8))
+        else:
+            codes_now = frozen(numbers[choice.codebook][layer.solution.codes], np.int16)
+            width = index_bits(int(numbers[choice.codebook].max()) + 1, sign)
+            weights = KqWeights(choice.codebook, width, codes_now, frozen(layer.solution.negative, np.bool_))
+        layers.append((name, LayerWeights(weights, layer.scale, layer.bias, choice.reason)))
+    return Quantised(tuple(layers), tuple(codebooks), tuple(warnings))
+
+
+def _warnings(name: str, nodes: tuple[Conv2d, ...], book: Codewords, used: int, compression: Compression) -> list[str]:
+    out = []
+    asked, distinct = compression.codebook.codewords, _distinct(nodes, compression)
+    layers = ", ".join(node.path or node.name for node in nodes)
+    if distinct < asked:
+        out.append(
+            f"{name}: {asked} codewords were asked for, but {layers} {'has' if len(nodes) == 1 else 'have'} only {distinct} distinct "
+            f"kernels; {used} codewords are stored."
+        )
+    elif used < asked:
+        out.append(f"{name}: {used} of the {asked} codewords asked for are in use by {layers}; only these are stored.")
+    if book.loss > _NOTICEABLE * book.loss_before_rounding:
+        worse = 100 * (book.loss / book.loss_before_rounding - 1) if book.loss_before_rounding > 0 else math.inf
+        out.append(
+            f"{name}: 6-bit codewords whose absolute values sum to at most {L1_LIMIT} make the error of {layers} "
+            f"{worse:.0f} % larger than free codewords would."
+        )
+    return out

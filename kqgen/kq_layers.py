@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,6 +105,16 @@ def codebook_name(node: Conv2d, compression: Compression) -> str:
     """The C identifier of the codebook that serves `node` if it is indexed."""
     k_h, k_w = node.kernel
     return f"codebook_{k_h}x{k_w}" if compression.codebook.scope == "network" else f"{node.name}_codebook"
+
+
+def codebook_members(graph: Graph, choices: Iterable[Choice]) -> dict[str, tuple[Conv2d, ...]]:
+    """The layers of each codebook, codebooks in order of first use."""
+    nodes = {node.name: node for node in convolutions(graph)}
+    out: dict[str, tuple[Conv2d, ...]] = {}
+    for choice in choices:
+        if choice.codebook:
+            out[choice.codebook] = (*out.get(choice.codebook, ()), nodes[choice.layer])
+    return out
 
 
 def distinct_kernels(weight: npt.NDArray[np.float32], sign: bool) -> npt.NDArray[np.float32]:

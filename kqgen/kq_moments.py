@@ -1,0 +1,106 @@
+"""Second moments of a layer's inputs, and the weights that make the most of inputs that are already quantised.
+
+A layer sees patches p (n = c_in * k_h * k_w numbers, input channel slowest) and should give outputs y. Means are taken out of both,
+for the bias makes up for any mean: only the covariances count. The weights of least squared output error are
+cross @ inverse(second); the quantisers then lose (W - Q) second (W - Q)^T more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from kqgen.ir import Conv2d
+
+Float64 = npt.NDArray[np.float64]
+
+WIDEST = 4608
+"""Layers with more inputs to an output than this get no full second moments: the matrix would not pay its memory."""
+_DAMPING = 0.01
+_CHUNK_VALUES = 1 << 22
+_PATCHES = 65536
+_PATCHES_BY_WIDTH = 1.1e10
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Moments:
+    """Covariances over the patches of a layer, in codes of the input: one unit is the input's scale.
+
+    Attributes:
+        second: (n, n) float64, of the patches with themselves.
+        cross: (c_out, n) float64, of the wanted outputs, divided by the input's scale, with the patches.
+        count: patches seen.
+    """
+
+    second: Float64
+    cross: Float64
+    count: int
+
+
+def codes_of(node: Conv2d, x: torch.Tensor, scale: float) -> torch.Tensor:
+    """What the layer multiplies its weights with, in units of the input's scale: (N, c_in, h, w) float32.
+
+    Whole numbers unless the layer has an input offset, so that sums of their products are exact in any order.
+    """
+    if node.input_offset is None:
+        return torch.round(x / scale)
+    return (x - torch.from_numpy(node.input_offset.copy())[:, None, None]) / scale
+
+
+def collect(node: Conv2d, codes: torch.Tensor, wanted: torch.Tensor, scale: float) -> Moments:
+    """Covariances of the layer's patches, and of its wanted outputs with them; evenly spaced patches when there are very many.
+
+    Args:
+        codes: (N, c_in, h, w) from `codes_of`.
+        wanted: (N, c_out, h_out, w_out) real, before any clamp.
+        scale: of the input.
+    """
+    c_out, n = node.weight.shape[0], node.weight[0].size
+    images, places = wanted.shape[0], wanted.shape[2] * wanted.shape[3]
+    limit = max(min(_PATCHES, int(_PATCHES_BY_WIDTH / n**2)), 4 * n)
+    # An odd distance visits all columns and rows of maps with even sides.
+    step = (images * places // limit) | 1
+    at_once = max(1, _CHUNK_VALUES // (n * places))
+    second, cross = torch.zeros((n, n), dtype=torch.float64), torch.zeros((c_out, n), dtype=torch.float64)
+    patch_sum, wanted_sum, count = torch.zeros(n, dtype=torch.float64), torch.zeros(c_out, dtype=torch.float64), 0
+    for start in range(0, images, at_once):
+        part = slice(start, start + at_once)
+        patches = _patches(node, codes[part])[::step].double()
+        outputs = wanted[part].flatten(2).transpose(1, 2).reshape(-1, c_out)[::step].double() / scale
+        second += patches.T @ patches
+        cross += outputs.T @ patches
+        patch_sum += patches.sum(0)
+        wanted_sum += outputs.sum(0)
+        count += len(patches)
+    second = second / count - torch.outer(patch_sum, patch_sum) / count**2
+    cross = cross / count - torch.outer(wanted_sum, patch_sum) / count**2
+    return Moments(second.numpy(), cross.numpy(), count)
+
+
+def _patches(node: Conv2d, codes: torch.Tensor) -> torch.Tensor:
+    """(N * h_out * w_out, c_in * k_h * k_w), padded taps 0."""
+    top, bottom, left, right = node.padding
+    padded = F.pad(codes, (left, right, top, bottom)) if any(node.padding) else codes
+    columns = F.unfold(padded, node.kernel, stride=node.stride)
+    return columns.transpose(1, 2).reshape(-1, columns.shape[1])
+
+
+def damped(moments: Moments) -> Float64:
+    """`second` plus a ridge: a hundredth of the mean variance, more when there are few patches for the unknowns."""
+    n = len(moments.second)
+    mean = float(np.trace(moments.second)) / n
+    ridge = max(_DAMPING, n / moments.count) * mean
+    return moments.second + (ridge if ridge > 0 else 1.0) * np.eye(n)
+
+
+def best_weights(node: Conv2d, moments: Moments) -> Float64:
+    """The weights (c_out, n) that bring the outputs nearest to the wanted ones, drawn to the float weights by the ridge."""
+    system = damped(moments)
+    ridge = system - moments.second
+    flat = node.weight.reshape(len(node.weight), -1).astype(np.float64)
+    solved: Float64 = np.linalg.solve(system, (moments.cross + flat @ ridge).T).T
+    return np.ascontiguousarray(solved)
