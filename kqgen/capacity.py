@@ -13,6 +13,9 @@ from kqgen.report import Report, fullest_step, grouped, live_tensors
 LARGEST_LAYERS = 5
 """Layers that the table of flash names one by one."""
 
+SHOWN_BOARDS = 3
+"""Boards with room that the message names, the smallest first."""
+
 
 @dataclass(frozen=True, slots=True)
 class Need:
@@ -75,13 +78,14 @@ def refusal(plan: Plan, board: Board, report: Report, short: tuple[Need, ...], l
         for need in short
     ]
     tables = [room_table(plan, report, need.memory) for need in short]
-    kept = ", ".join(f"{grouped(need.reserved_bytes)} bytes of {need.memory}" for need in needs(report, board))
-    fitting = [each.name for each in all_boards() if not each.core.is_host and all(need.fits for need in needs(report, each))]
+    kept = " and ".join(f"{grouped(need.reserved_bytes)} bytes of {need.memory}" for need in needs(report, board))
+    roomy = [each for each in all_boards() if not each.core.is_host and all(need.fits for need in needs(report, each))]
+    fitting = [each.name for each in sorted(roomy, key=lambda each: (each.ram.size_bytes, each.name))][:SHOWN_BOARDS]
     return CapacityError(
         f"{report.model} does not fit {board.name}: {'; '.join(parts)}",
         found="\n".join((*tables, *([linker] if linker else []))),
-        wanted=f"what {board.name} leaves: {kept} are kept for your code ({board.where})",
-        do=("a board with more room: " + ", ".join(fitting) + "; or " if fitting else "") + _remedy(short, report),
+        wanted=f"room beside the {kept} that {board.where} keeps for your code",
+        do=(f"--board {' or '.join(fitting)}, or " if fitting else "") + _remedy(short, report),
     )
 
 

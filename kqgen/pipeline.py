@@ -49,6 +49,7 @@ from kqgen.firmware import (
 from kqgen.fixed import crc32
 from kqgen.floatmodel import float_outputs
 from kqgen.frontend import export_module, import_exported
+from kqgen.frontend_names import c_identifier
 from kqgen.image import Image, build_image
 from kqgen.intgraph import IntGraph
 from kqgen.ir import Graph, Input
@@ -64,6 +65,7 @@ from kqgen.simplify import simplify
 from kqgen.targets import ToolchainName, join_inputs, make_targets
 from kqgen.toolchain import Toolchain, find_toolchain
 from kqgen.verify import Target, TargetResult, Tensors, VerifyReport, reference_outputs, summarise, verify_target
+from kqgen.views_text import check_model_name
 
 GOLDEN_VECTORS = 1
 FLOAT_INPUTS = 256
@@ -145,9 +147,21 @@ def compile_file(
 ) -> Compiled:  # fmt: skip
     """Compiles a .pt2 file or package.module:factory; see `compile`."""
     tell("reading the model", 0.0)
+    if name is not None:
+        _check_name(name)
     loaded = load_model(model, state)
     program = loaded.program or _export(loaded, calibration)
-    return _compile(program, name or loaded.name, calibration, board, compression, out, build, toolchain, tell, write_report)
+    return _compile(program, name or c_identifier(loaded.name), calibration, board, compression, out, build, toolchain, tell, write_report)
+
+
+def _check_name(name: str) -> None:
+    """Refuses a name that C would not take as it is: a file's stem is made an identifier, the user's own word is not changed."""
+    identifier = c_identifier(name)
+    if name != identifier:
+        raise InputError(
+            f"the network cannot be called {name!r} in C", found=name, wanted="a C identifier that is no keyword", do=f"--name {identifier}"
+        )
+    check_model_name(name)
 
 
 def _export(loaded: LoadedModel, calibration: Path) -> ExportedProgram:
@@ -162,6 +176,7 @@ def _compile(
     program: ExportedProgram, name: str, calibration: object, board: Board, compression: Compression, out: Path | None, build: bool,
     toolchain: ToolchainName, tell: Tell, write_report: bool = True,
 ) -> Compiled:  # fmt: skip
+    _check_name(name)
     if out is not None:
         check_replaceable(out)
     compiler = find_toolchain(toolchain) if out is not None and build and not board.core.is_host else None
@@ -308,12 +323,16 @@ def bench_firmware(
     """Counts one run on the board's core, or on another core that the stored graph is rebuilt for.
 
     Raises:
-        InputError: a core that no emulator counts on, or none where the folder was compiled for this computer.
-        ToolchainError: no compiler or emulator.
+        InputError: an unknown core, or none where the folder was compiled for this computer.
+        ToolchainError: no compiler or emulator; for the M55 (QEMU) no compiler for this computer either.
+        CapacityError: the network does not fit the M55's machine (512 KB for code and tables, 512 KB of RAM).
     """
     board = firmware.board if core in (None, firmware.board.core.name) else bench_board(load_core(str(core)))
-    if board.core.unicorn_model is None:
-        counted = [each.name for each in CORES if each.unicorn_model is not None]
+    if board.core.unicorn_model is None and board.qemu_machine is None:
+        # An M55 on a board that QEMU has not: counted on the machine that it has.
+        board = bench_board(board.core)
+    if board.is_host:
+        counted = [each.name for each in CORES if not each.is_host]
         raise InputError(
             f"instructions of the {board.core.title} cannot be counted",
             found=f"--core {core}" if core else f"a folder compiled for {board.name}",
