@@ -169,25 +169,25 @@ def settle_integers(blocks: Sequence[Block], codewords: torch.Tensor, sign: bool
 def round_codewords(codewords: torch.Tensor, step: float) -> Int8:
     """The integers nearest to codewords / step within SPEC 4.3: values in -31..31, absolute sums at most 255.
 
-    A codeword over the bound is first shrunk to the nearest point inside it (all magnitudes less one common threshold); of the
-    magnitudes to be rounded up, those with the largest fractions are, as far as the bound allows.
+    A codeword over the bound is first shrunk to the nearest point inside it (all magnitudes less one common threshold). Of the
+    magnitudes that gain by rounding up, those with the largest fractions are, as far as the bound allows.
 
     Shapes: codewords (K, d) float64; result (K, d) int8.
     """
     scaled = (codewords / step).numpy()
     magnitude = np.minimum(np.abs(scaled), float(VALUE_LIMIT))
     low, high = np.zeros(len(magnitude)), magnitude.max(axis=1, initial=0.0)
-    low_enough = magnitude.sum(axis=1) <= L1_LIMIT
+    inside = magnitude.sum(axis=1) <= L1_LIMIT
     for _ in range(60):
         middle = (low + high) / 2
         fits = np.maximum(magnitude - middle[:, None], 0).sum(axis=1) <= L1_LIMIT
         low, high = np.where(fits, low, middle), np.where(fits, middle, high)
-    threshold = np.where(low_enough, 0.0, high)
-    magnitude = np.maximum(magnitude - threshold[:, None], 0)
-    whole = np.floor(magnitude)
-    fraction = magnitude - whole
+    threshold = np.where(inside, 0.0, high)
+    shrunk = np.maximum(magnitude - threshold[:, None], 0)
+    whole = np.floor(shrunk)
+    fraction = shrunk - whole
     rank = np.argsort(np.argsort(-fraction, axis=1, kind="stable"), axis=1, kind="stable")
-    up = (fraction >= 0.5) & (rank < (L1_LIMIT - whole.sum(axis=1))[:, None])
+    up = (magnitude - whole >= 0.5) & (rank < (L1_LIMIT - whole.sum(axis=1))[:, None])
     return frozen(np.sign(scaled) * (whole + up), np.int8)
 
 
