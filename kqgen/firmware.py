@@ -18,13 +18,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kqgen import memory, plan_check, store
+from kqgen import store
 from kqgen.board import Board, board_names, load_board, parse_board
 from kqgen.errors import InputError
 from kqgen.harness import IoBuffer, ModelApi
 from kqgen.intgraph import IntGraph
 from kqgen.plan import Plan
-from kqgen.schedule import schedule
+from kqgen.planner import make_plan
 
 GRAPH_SUFFIX = ".kqgen.safetensors"
 FLOAT_SUFFIX = ".pt2"
@@ -109,13 +109,6 @@ def model_api(graph: IntGraph) -> ModelApi:
         tuple(IoBuffer(tensor.name, tensor.size_bytes) for tensor in graph.inputs),
         tuple(IoBuffer(name, graph.tensor(name).size_bytes) for name in graph.outputs),
     )
-
-
-def make_plan(graph: IntGraph) -> Plan:
-    """The one plan of a graph: forms, places, and the independent check that they hold."""
-    made = memory.plan(graph, schedule(graph))
-    plan_check.check(made)
-    return made
 
 
 def check_replaceable(out: Path) -> None:

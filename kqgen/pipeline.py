@@ -42,7 +42,6 @@ from kqgen.firmware import (
     check_replaceable,
     is_builtin,
     json_bytes,
-    make_plan,
     model_api,
     staged,
 )
@@ -58,6 +57,7 @@ from kqgen.loading import LoadedModel, load_model, with_examples
 from kqgen.lower import lower
 from kqgen.options import Codebook, Compression, Weights
 from kqgen.plan import Plan
+from kqgen.planner import make_plan
 from kqgen.pt2 import load_pt2
 from kqgen.report import Measured, Report
 from kqgen.samples import Samples, npz_shapes, read_samples

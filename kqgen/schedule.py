@@ -2,51 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+
 import numpy as np
 
 from kqgen.intgraph import IntCodebook, IntConv2d, IntGraph, IntNode, KqWeights
 from kqgen.plan import Form, Step
 
-UNPACK_WEIGHTS_BYTES = 4608
-"""Most scratch for expanded weights: 16 output channels of 32 3x3 input channels. More saves little and costs RAM."""
+WEIGHTS_BYTES = 4608
+"""Scratch for expanded weights that every step may have: 16 output channels of 32 3x3 input channels."""
+
+ROOMY_WEIGHTS_BYTES = 18432
+"""Scratch for expanded weights where the arena has the room anyway: 32 output channels of 64 3x3 input channels."""
 
 REUSE_PIXELS = 8
 """Output pixels a reuse pass serves: four packed pairs, so that one decoded index is used four times."""
 
-# Instructions of the plain C on an ARMv6-M core, counted on its compiled inner loops; only their ratio matters.
-TAP_COST = 6.0
-PATCH_COST = 8.0
-GATHER_COST = 8.0
-INDEX_COST = 16.0
+# Modelled cycles of the plain C on a Cortex-M0+, for two output pixels and one input channel, fitted to runs of 16 to 64 channels of
+# 3x3 kernels and 4 to 256 codewords (docs/DESIGN.md, decision 22). Only their ratio matters.
+DECODE_TAP_CYCLES = 7.0
+DECODE_KERNEL_CYCLES = 9.0
+DECODE_PATCH_CYCLES = 16.0
+REUSE_TAP_CYCLES = 10.0
+REUSE_CODEWORD_CYCLES = 8.0
+REUSE_GATHER_CYCLES = 48.0
+REUSE_PATCH_CYCLES = 33.0
 
 
-def schedule(graph: IntGraph, forms: dict[str, Form] | None = None) -> tuple[Step, ...]:
+def schedule(graph: IntGraph, forms: Mapping[str, Form] | None = None, roomy: Collection[str] = ()) -> tuple[Step, ...]:
     """One step a node.
 
     Args:
         graph: integer graph.
         forms: layers for which the form is given instead of chosen (`decode` or `reuse`).
+        roomy: layers that may expand weights into ROOMY_WEIGHTS_BYTES.
     """
     asked = forms or {}
-    return tuple(_step(graph, node, asked.get(node.name)) for node in graph.nodes)
+    return tuple(
+        _step(graph, node, asked.get(node.name), ROOMY_WEIGHTS_BYTES if node.name in roomy else WEIGHTS_BYTES) for node in graph.nodes
+    )
 
 
-def _step(graph: IntGraph, node: IntNode, asked: Form | None) -> Step:
+def _step(graph: IntGraph, node: IntNode, asked: Form | None, weights_bytes: int) -> Step:
     if not isinstance(node, IntConv2d):
         return Step(node.name, "plain", 0, 0, "no weights")
-    if not isinstance(node.weights, KqWeights):
-        if node.weights.bits == 8:
+    stored, tile = node.weights, tile_channels(node, weights_bytes)
+    if not isinstance(stored, KqWeights):
+        if stored.bits == 8:
             return Step(node.name, "direct", 0, im2col_bytes(node), "8-bit weights are read where they lie")
-        tile = tile_channels(node)
         scratch = _round4(tile * _taps(node)) + im2col_bytes(node)
-        return Step(node.name, "unpack", tile, scratch, f"{node.weights.bits}-bit weights, {tile} output channels expanded at a time")
-    codebook = graph.codebook(node.weights.codebook)
-    decode, reuse = decode_cost(node), reuse_cost(node)
+        return Step(node.name, "unpack", tile, scratch, f"{stored.bits}-bit weights, {tile} output channels expanded at a time")
+    codebook = graph.codebook(stored.codebook)
+    decode, reuse = decode_cycles(node, tile), reuse_cycles(node, stored)
     form: Form = asked or ("reuse" if reuse < decode else "decode")
-    why = f"about {decode:.0f} instructions a pixel and input channel decoded, {reuse:.0f} reused"
+    why = f"about {decode:.0f} cycles a pixel pair and input channel decoded, {reuse:.0f} reused"
     if form == "reuse":
         return Step(node.name, "reuse", REUSE_PIXELS, reuse_scratch_bytes(node, codebook, REUSE_PIXELS), why)
-    tile = tile_channels(node)
     return Step(node.name, "decode", tile, decode_scratch_bytes(node, tile), why)
 
 
@@ -58,9 +69,9 @@ def _taps(node: IntConv2d) -> int:
     return node.kernel[0] * node.kernel[1] * node.in_shape[2]
 
 
-def tile_channels(node: IntConv2d) -> int:
-    """Output channels whose weights are expanded at a time: as many as UNPACK_WEIGHTS_BYTES hold, evenly spread, at least 1."""
-    most = max(1, min(node.output.c, UNPACK_WEIGHTS_BYTES // _taps(node)))
+def tile_channels(node: IntConv2d, weights_bytes: int) -> int:
+    """Output channels whose weights are expanded at a time: as many as `weights_bytes` hold, evenly spread, at least 1."""
+    most = max(1, min(node.output.c, weights_bytes // _taps(node)))
     rounds = -(-node.output.c // most)
     return -(-node.output.c // rounds)
 
@@ -96,19 +107,15 @@ def used_codewords(weights: KqWeights) -> float:
     return float(np.mean([len(np.unique(weights.codes[:, channel])) for channel in range(weights.codes.shape[1])]))
 
 
-def decode_cost(node: IntConv2d) -> float:
-    """Estimated instructions for two output pixels and one input channel by decode."""
+def decode_cycles(node: IntConv2d, tile: int) -> float:
+    """Estimated cycles for two output pixels and one input channel by decode."""
     n = node.kernel[0] * node.kernel[1]
-    rounds = -(-node.output.c // tile_channels(node))
-    return node.output.c * (n * TAP_COST + GATHER_COST) + rounds * n * PATCH_COST
+    rounds = -(-node.output.c // tile)
+    return node.output.c * (n * DECODE_TAP_CYCLES + DECODE_KERNEL_CYCLES) + rounds * n * DECODE_PATCH_CYCLES
 
 
-def reuse_cost(node: IntConv2d) -> float:
-    """Estimated instructions for two output pixels and one input channel by reuse."""
-    assert isinstance(node.weights, KqWeights)
+def reuse_cycles(node: IntConv2d, weights: KqWeights) -> float:
+    """Estimated cycles for two output pixels and one input channel by reuse."""
     n = node.kernel[0] * node.kernel[1]
-    return (
-        used_codewords(node.weights) * (n * TAP_COST + GATHER_COST)
-        + node.output.c * (GATHER_COST + INDEX_COST / (REUSE_PIXELS / 2))
-        + n * PATCH_COST
-    )
+    building = used_codewords(weights) * (n * REUSE_TAP_CYCLES + REUSE_CODEWORD_CYCLES)
+    return building + node.output.c * REUSE_GATHER_CYCLES + n * REUSE_PATCH_CYCLES

@@ -10,7 +10,6 @@ import pytest
 import resnets
 from conftest import require_tool
 
-from kqgen import memory, plan_check
 from kqgen.board import load_board
 from kqgen.emit import Golden, GoldenVector, Meta, emit
 from kqgen.emulate import run_unicorn
@@ -21,9 +20,9 @@ from kqgen.intgraph import IntConv2d, KqWeights
 from kqgen.options import Weights
 from kqgen.pipeline import quantised_inputs
 from kqgen.plan import Form, Plan
+from kqgen.planner import make_plan
 from kqgen.qemu import run_qemu
 from kqgen.samples import Samples
-from kqgen.schedule import schedule
 from kqgen.targets import join_inputs
 from kqgen.toolchain import find_toolchain
 from kqgen.verify import Tensors, reference_outputs
@@ -107,9 +106,7 @@ def test_both_lookup_forms_give_the_same_bytes_on_every_layer(shared_folder: Pat
     layers = []
     forms: tuple[Form, Form] = ("decode", "reuse")
     for form in forms:
-        chosen = dict.fromkeys(indexed, form)
-        plan = memory.plan(firmware.graph, schedule(firmware.graph, chosen))
-        plan_check.check(plan)
+        plan = make_plan(firmware.graph, dict.fromkeys(indexed, form))
         folder = tmp_path / form
         rewrite_sources(firmware, folder, emit_again(firmware, plan))
         layers.append(build_library(folder, firmware.graph, tap=True).run_tapped(inputs)[1])
