@@ -184,14 +184,6 @@ static KQ_NOINLINE void pack_windows(const kq_conv2d_kq *conv, const int8_t *inp
     close_channels(taps, c_in, n);
 }
 
-/* Adds one tap of two pairs of pixels. */
-static KQ_INLINE void add_tap(uint32_t weight, const uint32_t *tap, uint32_t *sum0, uint32_t *sum1)
-{
-    *sum0 += weight * tap[0];
-    *sum1 += weight * tap[1];
-    KQ_SIDE_BY_SIDE(*sum0, *sum1);
-}
-
 /* Adds up one output channel's 3x3 kernels over all input channels: acc[i] becomes pixel i's sum, modulo 2^32.
  * Sum S = sum s0 + 2^16 * sum s1 + 2^15 * c_in, so the even pixels follow from sum S and the odd ones' sum s1: s0 is never split off.
  */
@@ -205,15 +197,15 @@ static KQ_NOINLINE void sum_kernels_9(const uint8_t *kernel, const uint32_t *tap
     for (; c_in != 0; --c_in) {
         uint32_t sum0 = taps[18];
         uint32_t sum1 = taps[19];
-        add_tap(kernel[0], taps, &sum0, &sum1);
-        add_tap(kernel[1], taps + 2, &sum0, &sum1);
-        add_tap(kernel[2], taps + 4, &sum0, &sum1);
-        add_tap(kernel[3], taps + 6, &sum0, &sum1);
-        add_tap(kernel[4], taps + 8, &sum0, &sum1);
-        add_tap(kernel[5], taps + 10, &sum0, &sum1);
-        add_tap(kernel[6], taps + 12, &sum0, &sum1);
-        add_tap(kernel[7], taps + 14, &sum0, &sum1);
-        add_tap(kernel[8], taps + 16, &sum0, &sum1);
+        kq_add_tap(kernel[0], taps[0], taps[1], &sum0, &sum1);
+        kq_add_tap(kernel[1], taps[2], taps[3], &sum0, &sum1);
+        kq_add_tap(kernel[2], taps[4], taps[5], &sum0, &sum1);
+        kq_add_tap(kernel[3], taps[6], taps[7], &sum0, &sum1);
+        kq_add_tap(kernel[4], taps[8], taps[9], &sum0, &sum1);
+        kq_add_tap(kernel[5], taps[10], taps[11], &sum0, &sum1);
+        kq_add_tap(kernel[6], taps[12], taps[13], &sum0, &sum1);
+        kq_add_tap(kernel[7], taps[14], taps[15], &sum0, &sum1);
+        kq_add_tap(kernel[8], taps[16], taps[17], &sum0, &sum1);
         total0 += sum0;
         high0 += kq_high_half(sum0);
         total1 += sum1;
@@ -240,16 +232,16 @@ static KQ_NOINLINE void sum_kernels(const uint8_t *kernel, const uint32_t *taps,
         uint32_t sum1 = 0;
         uint32_t left = n;
         while (left >= 4u) {
-            add_tap(kernel[0], taps, &sum0, &sum1);
-            add_tap(kernel[1], taps + 2, &sum0, &sum1);
-            add_tap(kernel[2], taps + 4, &sum0, &sum1);
-            add_tap(kernel[3], taps + 6, &sum0, &sum1);
+            kq_add_tap(kernel[0], taps[0], taps[1], &sum0, &sum1);
+            kq_add_tap(kernel[1], taps[2], taps[3], &sum0, &sum1);
+            kq_add_tap(kernel[2], taps[4], taps[5], &sum0, &sum1);
+            kq_add_tap(kernel[3], taps[6], taps[7], &sum0, &sum1);
             kernel += 4;
             taps += 8;
             left -= 4u;
         }
         while (left != 0) {
-            add_tap(kernel[0], taps, &sum0, &sum1);
+            kq_add_tap(kernel[0], taps[0], taps[1], &sum0, &sum1);
             ++kernel;
             taps += 2;
             --left;

@@ -72,52 +72,60 @@ static KQ_NOINLINE void pack_channel(const uint32_t *offsets, const int8_t *inpu
     }
 }
 
-/* S of a 3x3 kernel for one pair (kq_packed.h). */
-static inline uint32_t packed_sum_9(const uint8_t *kernel, const uint32_t *taps)
+/* Dot products of one codeword of 3x3 values with `pairs` pairs, an even number, two signed halves a word: flipping bit 15 of S
+ * (kq_packed.h) takes 2^15 from the low half modulo 2^16 and leaves the high half, which already is s1.
+ */
+static KQ_NOINLINE void sum_pairs_9(const uint8_t *kernel, const uint32_t *taps, uint32_t pairs, uint32_t *sums)
 {
-    uint32_t sum = kernel[0] * taps[0];
-    sum += kernel[1] * taps[1];
-    sum += kernel[2] * taps[2];
-    sum += kernel[3] * taps[3];
-    sum += kernel[4] * taps[4];
-    sum += kernel[5] * taps[5];
-    sum += kernel[6] * taps[6];
-    sum += kernel[7] * taps[7];
-    sum += kernel[8] * taps[8];
-    return sum + taps[9];
+    for (; pairs != 0; pairs -= 2u) {
+        uint32_t sum0 = taps[9];
+        uint32_t sum1 = taps[19];
+        kq_add_tap(kernel[0], taps[0], taps[10], &sum0, &sum1);
+        kq_add_tap(kernel[1], taps[1], taps[11], &sum0, &sum1);
+        kq_add_tap(kernel[2], taps[2], taps[12], &sum0, &sum1);
+        kq_add_tap(kernel[3], taps[3], taps[13], &sum0, &sum1);
+        kq_add_tap(kernel[4], taps[4], taps[14], &sum0, &sum1);
+        kq_add_tap(kernel[5], taps[5], taps[15], &sum0, &sum1);
+        kq_add_tap(kernel[6], taps[6], taps[16], &sum0, &sum1);
+        kq_add_tap(kernel[7], taps[7], taps[17], &sum0, &sum1);
+        kq_add_tap(kernel[8], taps[8], taps[18], &sum0, &sum1);
+        sums[0] = sum0 ^ KQ_LANE_OFFSET;
+        sums[1] = sum1 ^ KQ_LANE_OFFSET;
+        taps += 20;
+        sums += 2;
+    }
 }
 
-/* S of a kernel of n taps for one pair. */
-static inline uint32_t packed_sum(const uint8_t *kernel, const uint32_t *taps, uint32_t n)
+/* As sum_pairs_9 for codewords of n values and any number of pairs. */
+static KQ_NOINLINE void sum_pairs(const uint8_t *kernel, const uint32_t *taps, uint32_t n, uint32_t pairs, uint32_t *sums)
 {
-    uint32_t sum = 0;
-    while (n >= 4u) {
-        sum += kernel[0] * taps[0];
-        sum += kernel[1] * taps[1];
-        sum += kernel[2] * taps[2];
-        sum += kernel[3] * taps[3];
-        kernel += 4;
-        taps += 4;
-        n -= 4u;
+    while (pairs != 0) {
+        const uint32_t *second = pairs > 1u ? taps + n + 1u : taps; /* a last odd pair is summed twice */
+        uint32_t sum0 = taps[n];
+        uint32_t sum1 = second[n];
+        uint32_t t;
+        for (t = 0; t < n; ++t) {
+            kq_add_tap(kernel[t], taps[t], second[t], &sum0, &sum1);
+        }
+        sums[0] = sum0 ^ KQ_LANE_OFFSET;
+        if (pairs == 1u) {
+            return;
+        }
+        sums[1] = sum1 ^ KQ_LANE_OFFSET;
+        taps = second + n + 1u;
+        sums += 2;
+        pairs -= 2u;
     }
-    while (n != 0) {
-        sum += *kernel * *taps;
-        ++kernel;
-        ++taps;
-        --n;
-    }
-    return sum + *taps;
 }
 
-/* Dot products of one codeword with all pairs, two signed halves a word. */
-static KQ_NOINLINE void sum_codeword(const uint8_t *kernel, const uint32_t *taps, uint32_t n, uint32_t pairs, uint32_t *sums)
+/* Dot products of one codeword with all pairs. */
+static void sum_codeword(const uint8_t *kernel, const uint32_t *taps, uint32_t n, uint32_t pairs, uint32_t *sums)
 {
-    uint32_t pair;
-    for (pair = 0; pair < pairs; ++pair) {
-        /* Flipping bit 15 takes 2^15 from the low half modulo 2^16 and leaves the high half, which already is s1. */
-        sums[pair] = (n == 9u ? packed_sum_9(kernel, taps) : packed_sum(kernel, taps, n)) ^ KQ_LANE_OFFSET;
-        taps += n + 1u;
+    const uint32_t even = n == 9u ? pairs & ~(uint32_t)1u : 0;
+    if (even != 0) {
+        sum_pairs_9(kernel, taps, even, sums);
     }
+    sum_pairs(kernel, taps + even * (n + 1u), n, pairs - even, sums + even);
 }
 
 /* Adds the two halves of each sum to the accumulators of one output channel, modulo 2^32. */
@@ -149,13 +157,16 @@ static KQ_NOINLINE void gather_channel(
     const uint32_t code_mask = ((uint32_t)1 << code_bits) - 1u;
     const uint32_t c_out = conv->window.c_out;
     uint32_t *accumulators = parts->accumulators;
+    uint32_t *const all_sums = parts->sums;
+    uint16_t *const stamps = parts->stamps;
+    kq_bit_reader indices = *reader;
     uint32_t o;
     for (o = 0; o < c_out; ++o) {
-        const uint32_t index = kq_bits_next(reader, bits);
+        const uint32_t index = kq_bits_next(&indices, bits);
         const uint32_t code = index & code_mask;
-        uint32_t *sums = parts->sums + code * pairs;
-        if (parts->stamps[code] != stamp) {
-            parts->stamps[code] = (uint16_t)stamp;
+        uint32_t *sums = all_sums + code * pairs;
+        if (stamps[code] != stamp) {
+            stamps[code] = (uint16_t)stamp;
             sum_codeword(parts->kernels + code * n, parts->taps, n, pairs, sums);
         }
         if (index == code) {
@@ -165,6 +176,7 @@ static KQ_NOINLINE void gather_channel(
         }
         accumulators += 2u * pairs;
     }
+    *reader = indices;
 }
 
 /* All output channels of `pixels` pixels, 1..window.tile, from accumulators to `output`. */

@@ -18,15 +18,35 @@
 #define KQ_CODEBOOK_BITS 6u
 
 /* The kernel of one codeword as bytes, each value (or minus it) plus 32: n values from entry `codeword * n` of the codebook. */
-static inline void kq_expand_codeword(const uint8_t *codebook, uint32_t codeword, uint32_t negative, uint8_t *kernel, uint32_t n)
+static KQ_NOINLINE void kq_expand_codeword(const uint8_t *codebook, uint32_t codeword, uint32_t negative, uint8_t *kernel, uint32_t n)
 {
-    kq_bit_reader reader = kq_bits_at(codebook, codeword * n, KQ_CODEBOOK_BITS);
+    const kq_bit_reader reader = kq_bits_at(codebook, codeword * n, KQ_CODEBOOK_BITS);
+    /* 64 - v is ~v + 65: one formula for both signs. */
+    const uint32_t flip = negative != 0 ? 0xFFFFFFFFu : 0;
+    const uint32_t plus = negative != 0 ? 2u * KQ_WEIGHT_OFFSET + 1u : 0;
+    const uint8_t *next = reader.next;
+    uint32_t held = reader.held;
+    uint32_t held_bits = reader.held_bits;
     uint32_t t;
     for (t = 0; t < n; ++t) {
+        if (held_bits < KQ_CODEBOOK_BITS) {
+            held |= (uint32_t)*next << held_bits;
+            ++next;
+            held_bits += 8u;
+        }
         /* Flipping the sign bit of a 6-bit number adds 32 to it. */
-        const uint32_t value = kq_bits_next(&reader, KQ_CODEBOOK_BITS) ^ KQ_WEIGHT_OFFSET;
-        kernel[t] = (uint8_t)(negative != 0 ? 2u * KQ_WEIGHT_OFFSET - value : value);
+        kernel[t] = (uint8_t)((((held & 63u) ^ KQ_WEIGHT_OFFSET) ^ flip) + plus);
+        held >>= KQ_CODEBOOK_BITS;
+        held_bits -= KQ_CODEBOOK_BITS;
     }
+}
+
+/* Adds one tap of two pairs of pixels, packed as x0 and x1, to their sums. */
+static KQ_INLINE void kq_add_tap(uint32_t weight, uint32_t x0, uint32_t x1, uint32_t *sum0, uint32_t *sum1)
+{
+    *sum0 += weight * x0;
+    *sum1 += weight * x1;
+    KQ_SIDE_BY_SIDE(*sum0, *sum1);
 }
 
 /* The word after a channel's taps, whose packed words add up to `total`. */
