@@ -18,6 +18,9 @@ ROOMY_WEIGHTS_BYTES = 18432
 REUSE_PIXELS = 8
 """Output pixels a reuse pass serves: four packed pairs, so that one decoded index is used four times."""
 
+ROOMY_REUSE_PIXELS = 32
+"""The same where the arena has the room anyway: a fifth to a third fewer cycles than with 8."""
+
 # Modelled cycles of the plain C on a Cortex-M0+, for two output pixels and one input channel, fitted to runs of 16 to 64 channels of
 # 3x3 kernels and 4 to 256 codewords (docs/DESIGN.md, decision 22). Only their ratio matters.
 DECODE_TAP_CYCLES = 7.0
@@ -35,18 +38,16 @@ def schedule(graph: IntGraph, forms: Mapping[str, Form] | None = None, roomy: Co
     Args:
         graph: integer graph.
         forms: layers for which the form is given instead of chosen (`decode` or `reuse`).
-        roomy: layers that may expand weights into ROOMY_WEIGHTS_BYTES.
+        roomy: layers that may take the larger of the two scratch sizes.
     """
     asked = forms or {}
-    return tuple(
-        _step(graph, node, asked.get(node.name), ROOMY_WEIGHTS_BYTES if node.name in roomy else WEIGHTS_BYTES) for node in graph.nodes
-    )
+    return tuple(_step(graph, node, asked.get(node.name), node.name in roomy) for node in graph.nodes)
 
 
-def _step(graph: IntGraph, node: IntNode, asked: Form | None, weights_bytes: int) -> Step:
+def _step(graph: IntGraph, node: IntNode, asked: Form | None, roomy: bool) -> Step:
     if not isinstance(node, IntConv2d):
         return Step(node.name, "plain", 0, 0, "no weights")
-    stored, tile = node.weights, tile_channels(node, weights_bytes)
+    stored, tile = node.weights, tile_channels(node, ROOMY_WEIGHTS_BYTES if roomy else WEIGHTS_BYTES)
     if not isinstance(stored, KqWeights):
         if stored.bits == 8:
             return Step(node.name, "direct", 0, im2col_bytes(node), "8-bit weights are read where they lie")
@@ -57,7 +58,8 @@ def _step(graph: IntGraph, node: IntNode, asked: Form | None, weights_bytes: int
     form: Form = asked or ("reuse" if reuse < decode else "decode")
     why = f"about {decode:.0f} cycles a pixel pair and input channel decoded, {reuse:.0f} reused"
     if form == "reuse":
-        return Step(node.name, "reuse", REUSE_PIXELS, reuse_scratch_bytes(node, codebook, REUSE_PIXELS), why)
+        pixels = tile_pixels(node, ROOMY_REUSE_PIXELS if roomy else REUSE_PIXELS)
+        return Step(node.name, "reuse", pixels, reuse_scratch_bytes(node, codebook, pixels), why)
     return Step(node.name, "decode", tile, decode_scratch_bytes(node, tile), why)
 
 
@@ -74,6 +76,12 @@ def tile_channels(node: IntConv2d, weights_bytes: int) -> int:
     most = max(1, min(node.output.c, weights_bytes // _taps(node)))
     rounds = -(-node.output.c // most)
     return -(-node.output.c // rounds)
+
+
+def tile_pixels(node: IntConv2d, most: int) -> int:
+    """Output pixels of one reuse pass: an even number, `most` or as many as there are."""
+    pixels = node.output.h * node.output.w
+    return min(most, pixels + pixels % 2)
 
 
 def im2col_bytes(node: IntConv2d) -> int:
