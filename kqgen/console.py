@@ -178,7 +178,7 @@ def show_next(console: Console, folder: Path, inputs: Path, board: Board) -> Non
     """Where the result lies, and the commands that come next."""
     where, images = shlex.quote(str(folder)), shlex.quote(str(inputs))
     rows = [("exact", f"not compared yet: kqgen verify {where} --inputs {images}")]
-    if board.core.unicorn_model is not None:
+    if not board.core.is_host:
         rows.append(("speed", f"not counted yet:  kqgen bench {where}"))
     _say_labelled(console, [*rows, ("written", f"to {folder}")])
 

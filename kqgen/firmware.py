@@ -117,8 +117,9 @@ def check_replaceable(out: Path) -> None:
     Raises:
         InputError: `out` is no folder, the working directory, or a folder with something else in it.
     """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file", found="a file", wanted="a folder", do="choose another folder")
+    standing = next(path for path in (out.resolve(), *out.resolve().parents) if path.exists())
+    if not standing.is_dir():
+        raise InputError(f"--out {out} cannot be a folder", found=f"{standing} is a file", wanted="a folder", do="choose another folder")
     if out.resolve() in (Path.cwd(), *Path.cwd().parents):
         raise InputError(
             f"--out {out} is the folder you are in", found=str(out.resolve()), wanted="a folder that can be replaced as a whole",

@@ -6,6 +6,7 @@ import importlib
 import pickle
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -186,7 +187,9 @@ def _read_state(path: Path) -> Mapping[str, torch.Tensor]:
             return safetensors.torch.load_file(path)
         if path.suffix not in (".pt", ".pth"):
             raise InputError(f"cannot tell what {path} is", found=path.suffix or "no suffix", wanted=wanted)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other pickle protocols: what cannot be read is refused below
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"no such file: {path}", wanted=wanted, do="check the path") from error
     except pickle.UnpicklingError as error:
