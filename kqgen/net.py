@@ -15,7 +15,7 @@ from kqgen import oracle
 from kqgen.errors import InputError
 from kqgen.firmware import Firmware, open_firmware
 from kqgen.hostlib import HostLibrary, build_library
-from kqgen.intgraph import Int8, QTensor
+from kqgen.intgraph import Int8, IntGraph, QTensor
 from kqgen.verify import reference_outputs
 
 Arrays = npt.NDArray[Any] | tuple[npt.NDArray[Any], ...]
@@ -33,19 +33,18 @@ class Net:
     firmware: Firmware
     library: HostLibrary
 
-    def __call__(self, *images: npt.NDArray[Any]) -> Arrays:
+    def __call__(self, *images: npt.ArrayLike) -> Arrays:
         """Real values in, real values out, by the C in between.
 
         Shapes: images (N, c, h, w) or (N, n), float32 or uint8, as the PyTorch model takes them; results float32, (N, c, h, w), or
             (N, n) where the output is a vector.
 
         Raises:
-            InputError: another number of inputs, shape or dtype.
+            InputError: another number of inputs, shape or dtype, or NaN.
         """
         graph = self.firmware.graph
-        if len(images) != len(graph.inputs):
-            raise InputError(f"{graph.name} has {len(graph.inputs)} inputs", found=f"{len(images)} arrays")
-        codes = tuple(_codes(tensor, image) for tensor, image in zip(graph.inputs, images, strict=True))
+        _check_count(graph, len(images))
+        codes = tuple(_codes(graph.name, tensor, np.asarray(image)) for tensor, image in zip(graph.inputs, images, strict=True))
         outputs = self.library.run(codes)
         return _single(
             tuple(
@@ -54,11 +53,16 @@ class Net:
         )
 
     def run(self, *codes: Int8) -> Arrays:
-        """The C alone: int8 (N, h, w, c) in, int8 (N, h, w, c) out."""
+        """The C alone: int8 (N, h, w, c) in, int8 (N, h, w, c) out.
+
+        Raises:
+            InputError: another number of inputs, shape or dtype.
+        """
         return _single(self.library.run(codes))
 
     def reference(self, *codes: Int8) -> Arrays:
         """The same by the integer reference."""
+        _check_count(self.firmware.graph, len(codes))
         return _single(reference_outputs(self.firmware.graph, codes))
 
     @property
@@ -82,15 +86,28 @@ def _single(arrays: tuple[npt.NDArray[Any], ...]) -> Arrays:
     return arrays[0] if len(arrays) == 1 else arrays
 
 
-def _codes(tensor: QTensor, image: npt.NDArray[Any]) -> Int8:
+def _check_count(graph: IntGraph, given: int) -> None:
+    if given != len(graph.inputs):
+        raise InputError(
+            f"{graph.name} has {len(graph.inputs)} inputs",
+            found=f"{given} arrays",
+            wanted="one array each for " + ", ".join(tensor.name for tensor in graph.inputs),
+        )
+
+
+def _codes(model: str, tensor: QTensor, image: npt.NDArray[Any]) -> Int8:
     wanted = (tensor.c, tensor.h, tensor.w)
     vector = tensor.h == tensor.w == 1
     if image.dtype not in (np.float32, np.uint8) or not (image.shape[1:] == wanted or (vector and image.shape[1:] == (tensor.c,))):
+        form = f"{tensor.c}" if vector else ", ".join(str(side) for side in wanted)
         raise InputError(
-            f"input {tensor.name} has the wrong form",
+            f"input {tensor.name} of {model} has the wrong form",
             found=f"{image.dtype} {image.shape}",
-            wanted=f"float32 or uint8 (N, {', '.join(str(side) for side in wanted)})",
+            wanted=f"float32 or uint8 (N, {form})",
+            do="the image axis is missing: array[None]" if image.shape == wanted else "give it as the PyTorch module takes it",
         )
+    if np.isnan(image).any():
+        raise InputError(f"input {tensor.name} of {model} has NaN", found=f"{int(np.isnan(image).sum())} values", wanted="numbers")
     planes = oracle.quantise(tensor, image.reshape(-1, *wanted))
     return np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
 

@@ -299,15 +299,16 @@ def small_disk() -> Iterator[Callable[[int], None]]:
 @pytest.mark.parametrize("room_bytes", [1000, 20000])
 def test_a_full_disk(work: Path, inputs: Path, small_disk: Callable[[int], None], room_bytes: int) -> None:
     """1000 bytes stop the first source, 20000 the float model that is written last."""
-    assert 20000 < (inputs / "tiny.pt2").stat().st_size
+    assert (inputs / "tiny.pt2").stat().st_size > 20000
     small_disk(room_bytes)
     run = compile_into(work, inputs, "--no-build")
     small_disk(1 << 40)
     refused(run, 2, "cannot read or write", "File too large", "check the disk")
 
 
-def test_a_full_disk_leaves_an_older_result_alone(compiled: Path, inputs: Path, tmp_path: Path, small_disk: Callable[[int], None]) -> None:
-    ok("compile", inputs / "tiny.pt2", "--board", "host", "--calibration", inputs / "images.npz", "--weights", "int8", "--out", tmp_path / "fw")
+def test_a_full_disk_leaves_an_older_result_alone(inputs: Path, tmp_path: Path, small_disk: Callable[[int], None]) -> None:
+    model, images = inputs / "tiny.pt2", inputs / "images.npz"
+    ok("compile", model, "--board", "host", "--calibration", images, "--weights", "int8", "--out", tmp_path / "fw")
     before = snapshot(tmp_path)
     small_disk(1000)
     run = compile_into(tmp_path, inputs, "--no-build")
