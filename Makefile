@@ -7,7 +7,7 @@ JOBS ?= 2
 .PHONY: demo test lint clean
 
 demo: $(VENV)/demo.stamp
-	$(BIN)/python examples/digits.py
+	OMP_WAIT_POLICY=passive $(BIN)/python examples/digits.py
 
 test: lint
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
