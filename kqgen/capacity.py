@@ -70,16 +70,18 @@ def refusal(plan: Plan, board: Board, report: Report, short: tuple[Need, ...], l
     """The error that tells what does not fit.
 
     Args:
-        short: the memories that are too small.
-        linker: its message, where only the linker found out.
+        short: the memories that are too small; where only the linker found out, those that may be.
+        linker: its message then.
     """
     parts = [
         f"{need.memory} {grouped(need.needed_bytes)} bytes needed, {grouped(need.usable_bytes)} usable of {grouped(need.size_bytes)}"
         for need in short
     ]
+    if linker:
+        parts = ["the linker finds no room for tables, code and stack"]
     tables = [room_table(plan, report, need.memory) for need in short]
     kept = " and ".join(f"{grouped(need.reserved_bytes)} bytes of {need.memory}" for need in needs(report, board))
-    roomy = [each for each in all_boards() if not each.core.is_host and all(need.fits for need in needs(report, each))]
+    roomy = [each for each in all_boards() if _has_room(each, board, report, linker=bool(linker))]
     fitting = [each.name for each in sorted(roomy, key=lambda each: (each.ram.size_bytes, each.name))][:SHOWN_BOARDS]
     return CapacityError(
         f"{report.model} does not fit {board.name}: {'; '.join(parts)}",
@@ -87,6 +89,13 @@ def refusal(plan: Plan, board: Board, report: Report, short: tuple[Need, ...], l
         wanted=f"room beside the {kept} that {board.where} keeps for your code",
         do=(f"--board {' or '.join(fitting)}, or " if fitting else "") + _remedy(short, report),
     )
+
+
+def _has_room(other: Board, board: Board, report: Report, *, linker: bool) -> bool:
+    """Whether `other` holds the network as far as is known; after the linker's refusal it must be larger than `board`."""
+    if other.core.is_host or not all(need.fits for need in needs(report, other)):
+        return False
+    return not linker or (other.flash.size_bytes > board.flash.size_bytes and other.ram.size_bytes >= board.ram.size_bytes)
 
 
 def _remedy(short: tuple[Need, ...], report: Report) -> str:

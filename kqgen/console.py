@@ -73,27 +73,25 @@ def _say(console: Console, text: Text | str) -> None:
     console.print(text if isinstance(text, Text) else Text(text), soft_wrap=True)
 
 
-def _labelled(console: Console, rows: Sequence[tuple[str, str]]) -> None:
-    """`label  text` lines, indented; what does not fit a terminal goes on under the text, and line breaks in a text are kept."""
-    if not console.is_terminal:
-        for label, text in rows:
-            first, *rest = text.strip("\n").split("\n")
-            _say(console, "\n".join((f"  {label:<7}  {first}", *(f"{'':11}{line}" for line in rest))))
-        return
+def show_error(console: Console, error: KqgenError, *, nothing_written: bool) -> None:
+    """An error: headline, found, wanted, do; and that nothing was written, where that is so."""
+    if console.is_terminal:
+        _say(console, Text("kqgen: ", style="bold red").append(error.what, style="default"))
+        _show_grid(console, [(label, text) for label, text in (("found", error.found), ("wanted", error.wanted), ("do", error.do)) if text])
+    else:
+        _say(console, f"kqgen: {error.render()}")
+    if nothing_written:
+        _say(console, "  nothing was written")
+
+
+def _show_grid(console: Console, rows: Sequence[tuple[str, str]]) -> None:
+    """`label  text` lines, indented; what is wider than the terminal goes on under the text."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(style="bold", min_width=7, no_wrap=True)
     grid.add_column(overflow="fold")
     for label, text in rows:
-        grid.add_row(label, Text(text.strip("\n")))
+        grid.add_row(label, Text(text))
     console.print(Padding(grid, (0, 0, 0, 2)))
-
-
-def show_error(console: Console, error: KqgenError, *, nothing_written: bool) -> None:
-    """An error: headline, found, wanted, do; and that nothing was written, where that is so."""
-    _say(console, Text("kqgen: ", style="bold red").append(error.what, style="default"))
-    _labelled(console, [(label, text) for label, text in (("found", error.found), ("wanted", error.wanted), ("do", error.do)) if text])
-    if nothing_written:
-        _say(console, "  nothing was written")
 
 
 def show_warnings(console: Console, warnings: Sequence[str]) -> None:

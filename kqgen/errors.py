@@ -31,9 +31,10 @@ class KqgenError(Exception):
         super().__init__(self.render())
 
     def render(self) -> str:
-        """The message as the user reads it: one headline, then `found`, `wanted` and `do` lines."""
+        """The message as the user reads it: one headline, then `found`, `wanted`, `do`; further lines of a text stand under its first."""
         rows = (("found", self.found), ("wanted", self.wanted), ("do", self.do))
-        return "\n".join([self.what, *(f"  {label:<8} {text}" for label, text in rows if text)])
+        under = "\n" + " " * 11
+        return "\n".join([self.what, *(f"  {label:<8} {text.replace(chr(10), under)}" for label, text in rows if text)])
 
 
 class InputError(KqgenError):

@@ -282,7 +282,7 @@ def test_code_that_does_not_fit_is_found_by_the_build(work: Path, inputs: Path, 
     small = text.replace("262_144", "4_096").replace("8_192", "0")
     (tmp_path / "small.toml").write_text(small, encoding="utf-8")
     run = compile_into(work, inputs, board=tmp_path / "small.toml")
-    refused(run, 3, "tiny does not fit small", "flash: tables", "head dense 6->5")
+    refused(run, 3, "tiny does not fit small: the linker finds no room", "flash: tables", "head dense 6->5", "overflowed by")
 
 
 # Disk, compiler, emulator, interrupt
