@@ -47,9 +47,8 @@ def test_ctrl_c_leaves_nothing(inputs: Path, tmp_path: Path) -> None:
     out = tmp_path / "work" / "fw"
     out.parent.mkdir()
     argv = [sys.executable, "-m", "kqgen", "compile", "slow:build", "--board", BOARD, "--calibration", str(inputs / "images.npz")]
-    running = subprocess.Popen(
-        [*argv, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)}
-    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    running = subprocess.Popen([*argv, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     assert running.stdout is not None
     assert running.stdout.readline() == "begun\n"
     time.sleep(0.2)
