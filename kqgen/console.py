@@ -253,7 +253,10 @@ def _per_mac(cycles: int, macs: int) -> str:
 
 
 def _milliseconds(cycles: int, clock_hz: int | None) -> str:
-    return f"{1e3 * cycles / clock_hz:.1f} ms at {clock_hz / 1e6:g} MHz, " if clock_hz else ""
+    if not clock_hz:
+        return ""
+    milliseconds = f"{1e3 * cycles / clock_hz:,.1f}".replace(",", " ")
+    return f"{milliseconds} ms at {clock_hz / 1e6:g} MHz, "
 
 
 def show_boards(console: Console, boards: Sequence[Board]) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import resource
 import signal
 import zipfile
 from collections.abc import Callable, Iterator
@@ -290,7 +291,6 @@ def test_code_that_does_not_fit_is_found_by_the_build(work: Path, inputs: Path, 
 @pytest.fixture
 def small_disk() -> Iterator[Callable[[int], None]]:
     """Lets this process write files of so many bytes at most, as a disk does that runs full."""
-    resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
