@@ -18,6 +18,8 @@ MULTIPLIER_MIN, MULTIPLIER_MAX = 2**14, 2**15 - 1
 SHIFT_MIN, SHIFT_MAX = 1, 22
 ACC_SHIFT_MAX = 15
 ADD_SHIFT_MAX = 20
+FAR_STEPS = 1024.0
+"""Beyond every int8 code from every zero point: reals are limited to so many steps before they are rounded, for they may be infinite."""
 
 MAX_FACTOR = MULTIPLIER_MAX / 2.0 ** (SHIFT_MIN + 16 - ACC_SHIFT_MAX)
 """Largest real factor a requantisation can apply, 8191.75."""
@@ -75,7 +77,7 @@ def quantise_multiplier(factors: npt.ArrayLike) -> tuple[npt.NDArray[np.int16], 
     if real.size == 0 or not np.all(np.isfinite(real) & (real > 0)) or float(real.max()) > MAX_FACTOR:
         worst = real[~((real > 0) & (real <= MAX_FACTOR))].ravel()[:4] if real.size else "no channel"
         raise InputError(
-            "a layer cannot be requantised",
+            "accumulators cannot be requantised",
             found=f"factor {worst} from its accumulators to its output",
             wanted=f"finite factors above 0 and at most {MAX_FACTOR}",
             do="check the layer's weights and calibration data for channels that are constant, huge or NaN",

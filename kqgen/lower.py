@@ -6,12 +6,15 @@ integers, and what does not fit is refused by layer name.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import numpy.typing as npt
 
 from kqgen import fixed, ir
 from kqgen.calibrate import Ranges
-from kqgen.errors import InternalError, UnsupportedError
+from kqgen.errors import InputError, InternalError, UnsupportedError
 from kqgen.intgraph import (
     IntAdd,
     IntAvgPool,
@@ -83,9 +86,8 @@ def _clamp_codes(output: QTensor, lo: float, hi: float) -> tuple[int, int]:
     """SPEC 5.7: a clamp on real numbers as a clamp on int8 codes."""
 
     def code(real: float) -> int:
-        if np.isinf(real):
-            return INT8_LOW if real < 0 else INT8_HIGH
-        return int(np.clip(int(fixed.round_half_up(real / output.scale)) + output.zero_point, INT8_LOW, INT8_HIGH))
+        steps = min(max(real / output.scale, -fixed.FAR_STEPS), fixed.FAR_STEPS)
+        return int(np.clip(int(fixed.round_half_up(steps)) + output.zero_point, INT8_LOW, INT8_HIGH))
 
     return code(lo), code(hi)
 
@@ -109,6 +111,7 @@ def _lower_node(node: ir.Node, tensors: dict[str, QTensor], quantised: Quantised
             lo, hi = _clamp_codes(output, node.lo, node.hi)
             return IntClamp(node.name, node.path, (node.path,), node.inputs, output, lo, hi)
         case ir.SlicePad():
+            _check_slice(node)
             return IntSlicePad(
                 node.name, node.path, (node.path,), node.inputs, output, INT8_LOW, INT8_HIGH,
                 node.start, node.step, node.c_before, node.c_after, source.zero_point,
@@ -125,6 +128,25 @@ def _check_window(node: ir.Node, kernel: ir.Pair, stride: ir.Pair, padding: ir.P
             wanted=f"each at most {UINT8_LIMIT}",
             do="for a mean over a large map pool twice",
         )
+
+
+def _check_slice(node: ir.SlicePad) -> None:
+    if max(*node.start, *node.step) > UINT8_LIMIT:
+        raise UnsupportedError(
+            f"layer {_label(node)}: slice too far into the map",
+            found=f"start {node.start}, step {node.step}",
+            wanted=f"each at most {UINT8_LIMIT}",
+            do="crop the image before the network, or give the stride to a layer before the slice",
+        )
+
+
+@contextmanager
+def _naming(node: ir.Node, do: str) -> Iterator[None]:
+    """Adds the layer, and the way out of it, to what `fixed` refuses: it knows numbers alone."""
+    try:
+        yield
+    except InputError as error:
+        raise UnsupportedError(f"layer {_label(node)}: {error.what}", found=error.found, wanted=error.wanted, do=do) from error
 
 
 def _conv(node: ir.Conv2d, source: QTensor, output: QTensor, quantised: Quantised) -> IntConv2d:
@@ -147,7 +169,8 @@ def _conv(node: ir.Conv2d, source: QTensor, output: QTensor, quantised: Quantise
     weights = layer.integers(codebooks).astype(np.int64)
     bias = _bias(node, weights, zeros, layer.bias.astype(np.float64) / (source.scale * scale))
     factors = source.scale * scale / output.scale
-    multiplier, shift, acc_shift = fixed.quantise_multiplier(factors)
+    with _naming(node, "look for huge weights whose output is nearly constant or clamped to a narrow range, and rescale them"):
+        multiplier, shift, acc_shift = fixed.quantise_multiplier(factors)
     _prove(node, bias, weights, acc_shift)
     lo, hi = _clamp_codes(output, node.lo, node.hi)
     return IntConv2d(
@@ -208,7 +231,8 @@ def _prove(node: ir.Conv2d, bias: Int64, weights: Int64, acc_shift: int) -> None
 
 
 def _add(node: ir.Add, a: QTensor, b: QTensor, output: QTensor) -> IntAdd:
-    m_a, m_b, bias, shift = fixed.add_parameters(a.scale, a.zero_point, b.scale, b.zero_point, output.scale, output.zero_point)
+    with _naming(node, "check the calibration data: the sum's range is far smaller than its operands'"):
+        m_a, m_b, bias, shift = fixed.add_parameters(a.scale, a.zero_point, b.scale, b.zero_point, output.scale, output.zero_point)
     lo, hi = _clamp_codes(output, node.lo, node.hi)
     return IntAdd(node.name, node.path, node.sources or (node.path,), node.inputs, output, lo, hi, m_a, m_b, bias, shift)
 
@@ -216,7 +240,8 @@ def _add(node: ir.Add, a: QTensor, b: QTensor, output: QTensor) -> IntAdd:
 def _avg_pool(node: ir.AvgPool, source: QTensor, output: QTensor) -> IntAvgPool:
     _check_window(node, node.kernel, node.stride, node.padding)
     count = node.kernel[0] * node.kernel[1]
-    multiplier, shift, acc_shift = fixed.quantise_multiplier(np.array([source.scale / (output.scale * count)]))
+    with _naming(node, "check the calibration data: the means' range is far smaller than the values'"):
+        multiplier, shift, acc_shift = fixed.quantise_multiplier(np.array([source.scale / (output.scale * count)]))
     bias = -count * source.zero_point
     if (count * 128 + abs(bias)) << acc_shift > INT32_LIMIT:
         raise UnsupportedError(

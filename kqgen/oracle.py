@@ -34,11 +34,15 @@ BLOCK_VALUES = 32768
 
 
 def quantise(tensor: QTensor, real: npt.NDArray[Any]) -> Int8:
-    """Real values in `tensor`'s int8 codes, halves up, clamped. Any shape.
+    """Real values in `tensor`'s int8 codes, halves up, clamped, infinities too. Any shape.
+
+    Raises:
+        InternalError: a value is NaN.
 
     Source: SPEC 1.2.
     """
-    codes = fixed.round_half_up(np.asarray(real, np.float64) / tensor.scale) + tensor.zero_point
+    steps = np.clip(np.asarray(real, np.float64) / tensor.scale, -fixed.FAR_STEPS, fixed.FAR_STEPS)
+    codes = fixed.round_half_up(steps) + tensor.zero_point
     return np.clip(codes, -128, 127).astype(np.int8)
 
 
