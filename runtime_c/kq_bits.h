@@ -15,7 +15,7 @@ typedef struct {
 } kq_bit_reader;
 
 /* A reader before entry number `entry` of a table whose entries have `bits` bits, 1..16. The bit position may exceed 2^32. */
-static inline kq_bit_reader kq_bits_at(const uint8_t *table, uint32_t entry, uint32_t bits)
+KQGEN_CODE static inline kq_bit_reader kq_bits_at(const uint8_t *table, uint32_t entry, uint32_t bits)
 {
     kq_bit_reader reader;
     const uint32_t rest = (entry & 7u) * bits; /* bits after the last multiple of 8 entries, which ends on a whole byte */
@@ -32,7 +32,7 @@ static inline kq_bit_reader kq_bits_at(const uint8_t *table, uint32_t entry, uin
 }
 
 /* The next entry, 0..2^bits-1; bits 1..16. */
-static inline uint32_t kq_bits_next(kq_bit_reader *reader, uint32_t bits)
+KQGEN_CODE static inline uint32_t kq_bits_next(kq_bit_reader *reader, uint32_t bits)
 {
     uint32_t value;
     while (reader->held_bits < bits) {
@@ -47,14 +47,14 @@ static inline uint32_t kq_bits_next(kq_bit_reader *reader, uint32_t bits)
 }
 
 /* Entry number `entry` of a table, 0..2^bits-1; bits 1..16. */
-static inline uint32_t kq_bits_entry(const uint8_t *table, uint32_t entry, uint32_t bits)
+KQGEN_CODE static inline uint32_t kq_bits_entry(const uint8_t *table, uint32_t entry, uint32_t bits)
 {
     kq_bit_reader reader = kq_bits_at(table, entry, bits);
     return kq_bits_next(&reader, bits);
 }
 
 /* The two's complement number in the low `bits` bits of value, -2^(bits-1)..2^(bits-1)-1; higher bits of value are 0. */
-static inline int32_t kq_sign_extend(uint32_t value, uint32_t bits)
+KQGEN_CODE static inline int32_t kq_sign_extend(uint32_t value, uint32_t bits)
 {
     const int32_t half = (int32_t)((uint32_t)1 << (bits - 1u));
     return ((int32_t)value ^ half) - half;

@@ -13,7 +13,7 @@ typedef struct {
 } conv_source;
 
 /* Writes what `positions` padded positions read. Returns the end of what it wrote. */
-static int8_t *put_pads(int8_t *to, const kq_conv2d *conv, uint32_t positions)
+KQGEN_CODE static int8_t *put_pads(int8_t *to, const kq_conv2d *conv, uint32_t positions)
 {
     const uint32_t c_in = conv->window.c_in;
     const int8_t *pad_values = conv->pad_values;
@@ -30,7 +30,7 @@ static int8_t *put_pads(int8_t *to, const kq_conv2d *conv, uint32_t positions)
 }
 
 /* The window of one pixel as `taps` values in weight order, in `patch` or where they lie in the input. */
-static const int8_t *window_values(const conv_source *source, kq_pixel pixel, int8_t *patch)
+KQGEN_CODE static const int8_t *window_values(const conv_source *source, kq_pixel pixel, int8_t *patch)
 {
     const kq_window *window = &source->conv->window;
     const kq_view view = kq_view_at(window, pixel);
@@ -72,7 +72,7 @@ static KQ_INLINE void add_product(const int8_t *weights, const int8_t *x0, const
 }
 
 /* acc[0] and acc[1] become the dot products of `count` weights with two windows, modulo 2^32. */
-static KQ_NOINLINE void dot_two(const int8_t *weights, const int8_t *x0, const int8_t *x1, uint32_t count, uint32_t *acc)
+KQGEN_CODE static KQ_NOINLINE void dot_two(const int8_t *weights, const int8_t *x0, const int8_t *x1, uint32_t count, uint32_t *acc)
 {
     const uint32_t fours = count & ~(uint32_t)3u;
     uint32_t acc0 = 0;
@@ -99,7 +99,7 @@ static KQ_NOINLINE void dot_two(const int8_t *weights, const int8_t *x0, const i
 }
 
 /* The dot product of `count` weights with one window, modulo 2^32. */
-static KQ_NOINLINE uint32_t dot_one(const int8_t *weights, const int8_t *x, uint32_t count)
+KQGEN_CODE static KQ_NOINLINE uint32_t dot_one(const int8_t *weights, const int8_t *x, uint32_t count)
 {
     uint32_t acc = 0;
     uint32_t i;
@@ -110,7 +110,8 @@ static KQ_NOINLINE uint32_t dot_one(const int8_t *weights, const int8_t *x, uint
 }
 
 /* Output channels first..first+channels-1 of all pixels; weights hold these channels, `patch` two windows. */
-static void convolve(const conv_source *source, const int8_t *weights, uint32_t first, uint32_t channels, int8_t *output, int8_t *patch)
+KQGEN_CODE static void convolve(
+    const conv_source *source, const int8_t *weights, uint32_t first, uint32_t channels, int8_t *output, int8_t *patch)
 {
     const kq_window *window = &source->conv->window;
     const kq_requant *requant = &source->conv->requant;
@@ -152,7 +153,7 @@ static void convolve(const conv_source *source, const int8_t *weights, uint32_t 
 }
 
 /* A 1x1 kernel whose windows all lie on the map. */
-static int reads_in_place(const kq_window *window)
+KQGEN_CODE static int reads_in_place(const kq_window *window)
 {
     return window->k_h == 1 && window->k_w == 1 && window->pad_top == 0 && window->pad_left == 0
         && (window->h_out - 1u) * window->stride_h < window->h_in && (window->w_out - 1u) * window->stride_w < window->w_in;

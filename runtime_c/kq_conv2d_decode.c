@@ -6,7 +6,7 @@
 #include "kq_window.h"
 
 /* Expands the kernels of output channels first..first+channels-1 into [channels][c_in][n] bytes. */
-static void expand_kernels(const kq_conv2d_kq *conv, uint32_t n, uint32_t first, uint32_t channels, uint8_t *kernels)
+KQGEN_CODE static void expand_kernels(const kq_conv2d_kq *conv, uint32_t n, uint32_t first, uint32_t channels, uint8_t *kernels)
 {
     const uint32_t c_in = conv->window.c_in;
     const uint32_t c_out = conv->window.c_out;
@@ -28,7 +28,7 @@ static void expand_kernels(const kq_conv2d_kq *conv, uint32_t n, uint32_t first,
 }
 
 /* Packs one tap of a pair of pixels in all channels: `x0` and `x1` point at the pixels' values, `step` words lie between channels. */
-static inline void pack_tap(uint32_t *taps, uint32_t step, const int8_t *x0, const int8_t *x1, uint32_t c_in)
+KQGEN_CODE static inline void pack_tap(uint32_t *taps, uint32_t step, const int8_t *x0, const int8_t *x1, uint32_t c_in)
 {
     uint32_t at = 0;
     uint32_t i;
@@ -39,7 +39,8 @@ static inline void pack_tap(uint32_t *taps, uint32_t step, const int8_t *x0, con
 }
 
 /* As pack_tap where one pixel's tap is padded by the same value in all channels: word = constant + x * 2^shift, shift 0 or 16. */
-static inline void pack_tap_half(uint32_t *taps, uint32_t step, uint32_t constant, const int8_t *x, uint32_t shift, uint32_t c_in)
+KQGEN_CODE static inline void pack_tap_half(
+    uint32_t *taps, uint32_t step, uint32_t constant, const int8_t *x, uint32_t shift, uint32_t c_in)
 {
     uint32_t at = 0;
     uint32_t i;
@@ -50,7 +51,7 @@ static inline void pack_tap_half(uint32_t *taps, uint32_t step, uint32_t constan
 }
 
 /* As pack_tap where both taps are padded by the same value in all channels. */
-static inline void pack_tap_none(uint32_t *taps, uint32_t step, uint32_t constant, uint32_t c_in)
+KQGEN_CODE static inline void pack_tap_none(uint32_t *taps, uint32_t step, uint32_t constant, uint32_t c_in)
 {
     uint32_t at = 0;
     uint32_t i;
@@ -61,7 +62,7 @@ static inline void pack_tap_none(uint32_t *taps, uint32_t step, uint32_t constan
 }
 
 /* Packs one tap of a pair in all channels, wherever its two positions lie; NULL stands for a padded one of the same value everywhere. */
-static void pack_pair(const kq_conv2d_kq *conv, uint32_t *taps, uint32_t step, const int8_t *x0, const int8_t *x1)
+KQGEN_CODE static void pack_pair(const kq_conv2d_kq *conv, uint32_t *taps, uint32_t step, const int8_t *x0, const int8_t *x1)
 {
     const uint32_t c_in = conv->window.c_in;
     const uint32_t pad = (uint32_t)conv->pad_value;
@@ -79,7 +80,8 @@ static void pack_pair(const kq_conv2d_kq *conv, uint32_t *taps, uint32_t step, c
 /* Packs a row of three taps of four pixels whose windows lie one column apart, in all channels. Of the six columns they cover, the
  * second begins at `x` and the next three lie on the map too; the outer two may be padded.
  */
-static KQ_NOINLINE void pack_row_3(const kq_conv2d_kq *conv, uint32_t *taps, uint32_t step, const int8_t *x, int on_left, int on_right)
+KQGEN_CODE static KQ_NOINLINE void pack_row_3(
+    const kq_conv2d_kq *conv, uint32_t *taps, uint32_t step, const int8_t *x, int on_left, int on_right)
 {
     const uint32_t c_in = conv->window.c_in;
     uint32_t i;
@@ -107,7 +109,7 @@ static KQ_NOINLINE void pack_row_3(const kq_conv2d_kq *conv, uint32_t *taps, uin
 }
 
 /* Writes the closing words of all channels, which have n taps of two pairs. */
-static KQ_NOINLINE void close_channels(uint32_t *taps, uint32_t c_in, uint32_t n)
+KQGEN_CODE static KQ_NOINLINE void close_channels(uint32_t *taps, uint32_t c_in, uint32_t n)
 {
     for (; c_in != 0; --c_in) {
         uint32_t total0 = 0;
@@ -138,14 +140,15 @@ static KQ_NOINLINE void close_channels(uint32_t *taps, uint32_t c_in, uint32_t n
 }
 
 /* Whether the four windows lie one column apart, and the four columns in the middle of the six they cover lie on the map. */
-static int spans_row_3(const kq_window *window, const kq_pixel *pixels, const kq_view *views)
+KQGEN_CODE static int spans_row_3(const kq_window *window, const kq_pixel *pixels, const kq_view *views)
 {
     return window->k_w == 3 && window->stride_w == 1 && pixels[3].y == pixels[0].y && pixels[3].x == pixels[0].x + 3u
         && views[0].col_lo <= 1u && views[0].col_hi == 3u && views[3].col_lo == 0 && views[3].col_hi >= 2u;
 }
 
 /* Packs the windows of four pixels as [c_in][n + 1][pair] words. */
-static KQ_NOINLINE void pack_windows(const kq_conv2d_kq *conv, const int8_t *input, const kq_pixel *pixels, uint32_t n, uint32_t *taps)
+KQGEN_CODE static KQ_NOINLINE void pack_windows(
+    const kq_conv2d_kq *conv, const int8_t *input, const kq_pixel *pixels, uint32_t n, uint32_t *taps)
 {
     const kq_window *window = &conv->window;
     const uint32_t c_in = window->c_in;
@@ -187,7 +190,7 @@ static KQ_NOINLINE void pack_windows(const kq_conv2d_kq *conv, const int8_t *inp
 /* Adds up one output channel's 3x3 kernels over all input channels: acc[i] becomes pixel i's sum, modulo 2^32.
  * Sum S = sum s0 + 2^16 * sum s1 + 2^15 * c_in, so the even pixels follow from sum S and the odd ones' sum s1: s0 is never split off.
  */
-static KQ_NOINLINE void sum_kernels_9(const uint8_t *kernel, const uint32_t *taps, uint32_t c_in, uint32_t *acc)
+KQGEN_CODE static KQ_NOINLINE void sum_kernels_9(const uint8_t *kernel, const uint32_t *taps, uint32_t c_in, uint32_t *acc)
 {
     const uint32_t excess = KQ_LANE_OFFSET * c_in;
     KQ_ASIDE uint32_t total0 = 0;
@@ -220,7 +223,7 @@ static KQ_NOINLINE void sum_kernels_9(const uint8_t *kernel, const uint32_t *tap
 }
 
 /* As sum_kernels_9 for kernels of n taps. */
-static KQ_NOINLINE void sum_kernels(const uint8_t *kernel, const uint32_t *taps, uint32_t c_in, uint32_t n, uint32_t *acc)
+KQGEN_CODE static KQ_NOINLINE void sum_kernels(const uint8_t *kernel, const uint32_t *taps, uint32_t c_in, uint32_t n, uint32_t *acc)
 {
     const uint32_t excess = KQ_LANE_OFFSET * c_in;
     KQ_ASIDE uint32_t total0 = 0;
@@ -261,7 +264,8 @@ static KQ_NOINLINE void sum_kernels(const uint8_t *kernel, const uint32_t *taps,
 }
 
 /* Requantises one output channel of four pixels; outputs[i] + at is where pixel i's goes. */
-static KQ_NOINLINE void put_four(const kq_requant *requant, uint32_t channel, const uint32_t *acc, int8_t *const *outputs, uint32_t at)
+KQGEN_CODE static KQ_NOINLINE void put_four(
+    const kq_requant *requant, uint32_t channel, const uint32_t *acc, int8_t *const *outputs, uint32_t at)
 {
     const uint32_t bias = (uint32_t)requant->bias[channel];
     const uint32_t multiplier = (uint32_t)requant->multiplier[channel];
@@ -278,7 +282,7 @@ static KQ_NOINLINE void put_four(const kq_requant *requant, uint32_t channel, co
 }
 
 /* Output channels first..first+channels-1 of four pixels from their packed windows and the expanded kernels. */
-static KQ_NOINLINE void convolve_four(
+KQGEN_CODE static KQ_NOINLINE void convolve_four(
     const kq_conv2d_kq *conv, uint32_t first, uint32_t channels, const uint8_t *kernels, const uint32_t *taps, int8_t *const *outputs)
 {
     const uint32_t c_in = conv->window.c_in;
@@ -297,7 +301,7 @@ static KQ_NOINLINE void convolve_four(
 }
 
 /* Output channels first..first+channels-1 of all pixels. */
-static void convolve(
+KQGEN_CODE static void convolve(
     const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, uint32_t n, uint32_t first, uint32_t channels, const uint8_t *kernels,
     uint32_t *taps)
 {

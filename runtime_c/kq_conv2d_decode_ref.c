@@ -5,7 +5,7 @@
 #include "kq_window.h"
 
 /* The dot product of one codeword with the window of one pixel in channel i; within +-32640 by SPEC 4.3. */
-static int32_t dot_codeword(const kq_conv2d_kq *conv, uint32_t codeword, const int8_t *input, const kq_view *view, uint32_t i)
+KQGEN_CODE static int32_t dot_codeword(const kq_conv2d_kq *conv, uint32_t codeword, const int8_t *input, const kq_view *view, uint32_t i)
 {
     const kq_window *window = &conv->window;
     uint32_t entry = codeword * window->k_h * window->k_w;

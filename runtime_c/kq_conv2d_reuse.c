@@ -18,7 +18,7 @@ typedef struct {
 } reuse_scratch;
 
 /* Where the parts lie. */
-static reuse_scratch split_scratch(const kq_conv2d_kq *conv, uint32_t n, void *scratch)
+KQGEN_CODE static reuse_scratch split_scratch(const kq_conv2d_kq *conv, uint32_t n, void *scratch)
 {
     reuse_scratch parts;
     const uint32_t tile = conv->window.tile;
@@ -34,7 +34,7 @@ static reuse_scratch split_scratch(const kq_conv2d_kq *conv, uint32_t n, void *s
 }
 
 /* Offsets of one pixel's taps, every second word of `offsets`. */
-static void find_taps(const kq_window *window, kq_pixel pixel, uint32_t *offsets)
+KQGEN_CODE static void find_taps(const kq_window *window, kq_pixel pixel, uint32_t *offsets)
 {
     const kq_view view = kq_view_at(window, pixel);
     uint32_t row_offset = view.base;
@@ -53,7 +53,8 @@ static void find_taps(const kq_window *window, kq_pixel pixel, uint32_t *offsets
 }
 
 /* Packs the taps of one input channel for all pairs; `input` points at that channel of the first position. */
-static KQ_NOINLINE void pack_channel(const uint32_t *offsets, const int8_t *input, int8_t pad, uint32_t n, uint32_t pairs, uint32_t *taps)
+KQGEN_CODE static KQ_NOINLINE void pack_channel(
+    const uint32_t *offsets, const int8_t *input, int8_t pad, uint32_t n, uint32_t pairs, uint32_t *taps)
 {
     uint32_t pair;
     for (pair = 0; pair < pairs; ++pair) {
@@ -75,7 +76,7 @@ static KQ_NOINLINE void pack_channel(const uint32_t *offsets, const int8_t *inpu
 /* Dot products of one codeword of 3x3 values with `pairs` pairs, an even number, two signed halves a word: flipping bit 15 of S
  * (kq_packed.h) takes 2^15 from the low half modulo 2^16 and leaves the high half, which already is s1.
  */
-static KQ_NOINLINE void sum_pairs_9(const uint8_t *kernel, const uint32_t *taps, uint32_t pairs, uint32_t *sums)
+KQGEN_CODE static KQ_NOINLINE void sum_pairs_9(const uint8_t *kernel, const uint32_t *taps, uint32_t pairs, uint32_t *sums)
 {
     for (; pairs != 0; pairs -= 2u) {
         uint32_t sum0 = taps[9];
@@ -97,7 +98,7 @@ static KQ_NOINLINE void sum_pairs_9(const uint8_t *kernel, const uint32_t *taps,
 }
 
 /* As sum_pairs_9 for codewords of n values and any number of pairs. */
-static KQ_NOINLINE void sum_pairs(const uint8_t *kernel, const uint32_t *taps, uint32_t n, uint32_t pairs, uint32_t *sums)
+KQGEN_CODE static KQ_NOINLINE void sum_pairs(const uint8_t *kernel, const uint32_t *taps, uint32_t n, uint32_t pairs, uint32_t *sums)
 {
     while (pairs != 0) {
         const uint32_t *second = pairs > 1u ? taps + n + 1u : taps; /* a last odd pair is summed twice */
@@ -119,7 +120,7 @@ static KQ_NOINLINE void sum_pairs(const uint8_t *kernel, const uint32_t *taps, u
 }
 
 /* Dot products of one codeword with all pairs. */
-static void sum_codeword(const uint8_t *kernel, const uint32_t *taps, uint32_t n, uint32_t pairs, uint32_t *sums)
+KQGEN_CODE static void sum_codeword(const uint8_t *kernel, const uint32_t *taps, uint32_t n, uint32_t pairs, uint32_t *sums)
 {
     const uint32_t even = n == 9u ? pairs & ~(uint32_t)1u : 0;
     if (even != 0) {
@@ -129,7 +130,7 @@ static void sum_codeword(const uint8_t *kernel, const uint32_t *taps, uint32_t n
 }
 
 /* Adds the two halves of each sum to the accumulators of one output channel, modulo 2^32. */
-static KQ_NOINLINE void add_sums(const uint32_t *sums, uint32_t *accumulators, uint32_t pairs)
+KQGEN_CODE static KQ_NOINLINE void add_sums(const uint32_t *sums, uint32_t *accumulators, uint32_t pairs)
 {
     uint32_t pair;
     for (pair = 0; pair < pairs; ++pair) {
@@ -139,7 +140,7 @@ static KQ_NOINLINE void add_sums(const uint32_t *sums, uint32_t *accumulators, u
 }
 
 /* As add_sums, subtracting. */
-static KQ_NOINLINE void subtract_sums(const uint32_t *sums, uint32_t *accumulators, uint32_t pairs)
+KQGEN_CODE static KQ_NOINLINE void subtract_sums(const uint32_t *sums, uint32_t *accumulators, uint32_t pairs)
 {
     uint32_t pair;
     for (pair = 0; pair < pairs; ++pair) {
@@ -149,7 +150,7 @@ static KQ_NOINLINE void subtract_sums(const uint32_t *sums, uint32_t *accumulato
 }
 
 /* One input channel into the accumulators of all output channels; its indices are the reader's next c_out entries. */
-static KQ_NOINLINE void gather_channel(
+KQGEN_CODE static KQ_NOINLINE void gather_channel(
     const kq_conv2d_kq *conv, const reuse_scratch *parts, kq_bit_reader *reader, uint32_t n, uint32_t pairs, uint32_t stamp)
 {
     const uint32_t bits = conv->index_bits;
@@ -180,7 +181,7 @@ static KQ_NOINLINE void gather_channel(
 }
 
 /* All output channels of `pixels` pixels, 1..window.tile, from accumulators to `output`. */
-static void finish(const kq_conv2d_kq *conv, const uint32_t *accumulators, uint32_t pixels, uint32_t pairs, int8_t *output)
+KQGEN_CODE static void finish(const kq_conv2d_kq *conv, const uint32_t *accumulators, uint32_t pixels, uint32_t pairs, int8_t *output)
 {
     const uint32_t c_out = conv->window.c_out;
     uint32_t o;

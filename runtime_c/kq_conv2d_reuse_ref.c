@@ -7,7 +7,7 @@
 #include "kq_window.h"
 
 /* Dot products of all codewords with the window of one pixel in channel i. */
-static void dot_codewords(const kq_conv2d_kq *conv, const int8_t *input, const kq_view *view, uint32_t i, int32_t *dots)
+KQGEN_CODE static void dot_codewords(const kq_conv2d_kq *conv, const int8_t *input, const kq_view *view, uint32_t i, int32_t *dots)
 {
     const kq_window *window = &conv->window;
     uint32_t entry = 0;

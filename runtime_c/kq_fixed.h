@@ -10,19 +10,19 @@ KQ_STATIC_ASSERT((-5 >> 1) == -3, "right shift of negative numbers rounds down")
 KQ_STATIC_ASSERT((int32_t)0xFFFFFFFEu == -2 && (int8_t)0xFEu == -2, "conversion to signed types is modulo 2^n");
 
 /* The int32 with the bits of x: modulo 2^32. */
-static inline int32_t kq_signed(uint32_t x)
+KQGEN_CODE static inline int32_t kq_signed(uint32_t x)
 {
     return (int32_t)x;
 }
 
 /* floor(x / 2^n), n 0..31. */
-static inline int32_t kq_shift_down(int32_t x, uint32_t n)
+KQGEN_CODE static inline int32_t kq_shift_down(int32_t x, uint32_t n)
 {
     return x >> n;
 }
 
 /* x within lo..hi. */
-static inline int32_t kq_clamped(int32_t x, int32_t lo, int32_t hi)
+KQGEN_CODE static inline int32_t kq_clamped(int32_t x, int32_t lo, int32_t hi)
 {
     return x < lo ? lo : (x > hi ? hi : x);
 }
@@ -31,7 +31,7 @@ static inline int32_t kq_clamped(int32_t x, int32_t lo, int32_t hi)
  * acc * 2^acc_shift fits int32 read as signed; multiplier 0..32767; shift 1..22; acc_shift 0..15.
  * |high * multiplier| <= 2^15 * 32767 < 2^30, low * multiplier < 2^31, so no step overflows.
  */
-static inline int32_t kq_scale(uint32_t acc, uint32_t multiplier, uint32_t shift, uint32_t acc_shift)
+KQGEN_CODE static inline int32_t kq_scale(uint32_t acc, uint32_t multiplier, uint32_t shift, uint32_t acc_shift)
 {
     const uint32_t shifted = acc << acc_shift;
     const uint32_t high = (uint32_t)kq_shift_down(kq_signed(shifted), 16);
@@ -41,14 +41,15 @@ static inline int32_t kq_scale(uint32_t acc, uint32_t multiplier, uint32_t shift
 }
 
 /* int8 from an accumulator that holds the bias (SPEC 3.2); ranges as kq_scale, -128 <= lo <= hi <= 127. */
-static inline int8_t kq_requantise(uint32_t acc, const kq_requant *requant, uint32_t channel)
+KQGEN_CODE static inline int8_t kq_requantise(uint32_t acc, const kq_requant *requant, uint32_t channel)
 {
     const int32_t scaled = kq_scale(acc, (uint32_t)requant->multiplier[channel], requant->shift[channel], requant->acc_shift);
     return (int8_t)kq_clamped(scaled + requant->zero_point, requant->lo, requant->hi);
 }
 
 /* kq_requantise of two pixels of one channel into *q0 and *q1, which may be the same; the parameters are fetched once. */
-static inline void kq_requantise_two(uint32_t acc0, uint32_t acc1, const kq_requant *requant, uint32_t channel, int8_t *q0, int8_t *q1)
+KQGEN_CODE static inline void kq_requantise_two(
+    uint32_t acc0, uint32_t acc1, const kq_requant *requant, uint32_t channel, int8_t *q0, int8_t *q1)
 {
     const uint32_t multiplier = (uint32_t)requant->multiplier[channel];
     const uint32_t shift = requant->shift[channel];

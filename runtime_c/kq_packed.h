@@ -18,7 +18,8 @@
 #define KQ_CODEBOOK_BITS 6u
 
 /* The kernel of one codeword as bytes, each value (or minus it) plus 32: n values from entry `codeword * n` of the codebook. */
-static KQ_NOINLINE void kq_expand_codeword(const uint8_t *codebook, uint32_t codeword, uint32_t negative, uint8_t *kernel, uint32_t n)
+KQGEN_CODE static KQ_NOINLINE void kq_expand_codeword(
+    const uint8_t *codebook, uint32_t codeword, uint32_t negative, uint8_t *kernel, uint32_t n)
 {
     const kq_bit_reader reader = kq_bits_at(codebook, codeword * n, KQ_CODEBOOK_BITS);
     /* 64 - v is ~v + 65: one formula for both signs. */
@@ -50,19 +51,19 @@ static KQ_INLINE void kq_add_tap(uint32_t weight, uint32_t x0, uint32_t x1, uint
 }
 
 /* The word after a channel's taps, whose packed words add up to `total`. */
-static inline uint32_t kq_closing_word(uint32_t total)
+KQGEN_CODE static inline uint32_t kq_closing_word(uint32_t total)
 {
     return KQ_LANE_OFFSET - KQ_WEIGHT_OFFSET * total;
 }
 
 /* The signed number in the high half of a word, modulo 2^32; s1 of a packed sum. */
-static inline uint32_t kq_high_half(uint32_t word)
+KQGEN_CODE static inline uint32_t kq_high_half(uint32_t word)
 {
     return (uint32_t)kq_shift_down(kq_signed(word), 16);
 }
 
 /* The signed number in the low half of a word, modulo 2^32. */
-static inline uint32_t kq_low_half(uint32_t word)
+KQGEN_CODE static inline uint32_t kq_low_half(uint32_t word)
 {
     return (uint32_t)(int16_t)(word & 0xFFFFu);
 }

@@ -18,7 +18,7 @@ typedef struct {
 } kq_pixel;
 
 /* The pixel after `pixel`. */
-static inline kq_pixel kq_next_pixel(kq_pixel pixel, uint32_t w_out)
+KQGEN_CODE static inline kq_pixel kq_next_pixel(kq_pixel pixel, uint32_t w_out)
 {
     ++pixel.x;
     if (pixel.x == w_out) {
@@ -31,7 +31,7 @@ static inline kq_pixel kq_next_pixel(kq_pixel pixel, uint32_t w_out)
 /* Valid taps of a window of k positions that starts at `start` (negative: in the padding) on an axis of `size` positions:
  * lo..hi-1, 0 <= lo <= hi <= k. start > -2^24, start + k < 2^25 by SPEC 8.
  */
-static inline void kq_valid_taps(int32_t start, uint32_t k, uint32_t size, uint32_t *lo, uint32_t *hi)
+KQGEN_CODE static inline void kq_valid_taps(int32_t start, uint32_t k, uint32_t size, uint32_t *lo, uint32_t *hi)
 {
     const int32_t taps = (int32_t)k;
     const int32_t room = (int32_t)size - start;
@@ -42,7 +42,7 @@ static inline void kq_valid_taps(int32_t start, uint32_t k, uint32_t size, uint3
 }
 
 /* The taps of output pixel `pixel`. */
-static inline kq_view kq_view_at(const kq_window *window, kq_pixel pixel)
+KQGEN_CODE static inline kq_view kq_view_at(const kq_window *window, kq_pixel pixel)
 {
     kq_view view;
     const int32_t top = (int32_t)(pixel.y * window->stride_h) - window->pad_top;
@@ -54,13 +54,13 @@ static inline kq_view kq_view_at(const kq_window *window, kq_pixel pixel)
 }
 
 /* Whether tap (row, column) lies on the map. */
-static inline int kq_on_map(const kq_view *view, uint32_t row, uint32_t column)
+KQGEN_CODE static inline int kq_on_map(const kq_view *view, uint32_t row, uint32_t column)
 {
     return row - view->row_lo < view->row_hi - view->row_lo && column - view->col_lo < view->col_hi - view->col_lo;
 }
 
 /* What a padded position reads in channel `channel`. */
-static inline int8_t kq_pad(const int8_t *pad_values, int8_t pad_value, uint32_t channel)
+KQGEN_CODE static inline int8_t kq_pad(const int8_t *pad_values, int8_t pad_value, uint32_t channel)
 {
     return pad_values != NULL ? pad_values[channel] : pad_value;
 }
