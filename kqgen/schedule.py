@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from kqgen.intgraph import IntCodebook, IntConv2d, IntGraph, IntNode, KqWeights
 from kqgen.plan import Form, Step
 
-WEIGHTS_BYTES = 4608
-"""Scratch for expanded weights that every step may have: 16 output channels of 32 3x3 input channels."""
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Scratch that a lookup step may take: more saves cycles.
 
-ROOMY_WEIGHTS_BYTES = 18432
-"""Scratch for expanded weights where the arena has the room anyway: 32 output channels of 64 3x3 input channels."""
+    Attributes:
+        weights_bytes: for expanded weights.
+        pixels: output pixels a reuse pass serves, so that one decoded index is used pixels / 2 times.
+    """
 
-REUSE_PIXELS = 8
-"""Output pixels a reuse pass serves: four packed pairs, so that one decoded index is used four times."""
+    weights_bytes: int
+    pixels: int
 
-ROOMY_REUSE_PIXELS = 32
-"""The same where the arena has the room anyway: a fifth to a third fewer cycles than with 8."""
+
+ROOMS = (Room(2304, 8), Room(4608, 16), Room(9216, 32), Room(18432, 32))
+"""From what every step may have (16 output channels of 16 3x3 input channels) to where more saves nothing worth having."""
 
 # Modelled cycles of the plain C on a Cortex-M0+, for two output pixels and one input channel, fitted to runs of 16 to 64 channels of
 # 3x3 kernels and 4 to 256 codewords (docs/DESIGN.md, decision 22). Only their ratio matters.
@@ -32,22 +37,22 @@ REUSE_GATHER_CYCLES = 48.0
 REUSE_PATCH_CYCLES = 33.0
 
 
-def schedule(graph: IntGraph, forms: Mapping[str, Form] | None = None, roomy: Collection[str] = ()) -> tuple[Step, ...]:
+def schedule(graph: IntGraph, forms: Mapping[str, Form] | None = None, rooms: Mapping[str, Room] | None = None) -> tuple[Step, ...]:
     """One step a node.
 
     Args:
         graph: integer graph.
         forms: layers for which the form is given instead of chosen (`decode` or `reuse`).
-        roomy: layers that may take the larger of the two scratch sizes.
+        rooms: scratch of the layers that may take more than ROOMS[0].
     """
-    asked = forms or {}
-    return tuple(_step(graph, node, asked.get(node.name), node.name in roomy) for node in graph.nodes)
+    asked, given = forms or {}, rooms or {}
+    return tuple(_step(graph, node, asked.get(node.name), given.get(node.name, ROOMS[0])) for node in graph.nodes)
 
 
-def _step(graph: IntGraph, node: IntNode, asked: Form | None, roomy: bool) -> Step:
+def _step(graph: IntGraph, node: IntNode, asked: Form | None, room: Room) -> Step:
     if not isinstance(node, IntConv2d):
         return Step(node.name, "plain", 0, 0, "no weights")
-    stored, tile = node.weights, tile_channels(node, ROOMY_WEIGHTS_BYTES if roomy else WEIGHTS_BYTES)
+    stored, tile = node.weights, tile_channels(node, room.weights_bytes)
     if not isinstance(stored, KqWeights):
         if stored.bits == 8:
             return Step(node.name, "direct", 0, im2col_bytes(node), "8-bit weights are read where they lie")
@@ -58,7 +63,7 @@ def _step(graph: IntGraph, node: IntNode, asked: Form | None, roomy: bool) -> St
     form: Form = asked or ("reuse" if reuse < decode else "decode")
     why = f"about {decode:.0f} cycles a pixel pair and input channel decoded, {reuse:.0f} reused"
     if form == "reuse":
-        pixels = tile_pixels(node, ROOMY_REUSE_PIXELS if roomy else REUSE_PIXELS)
+        pixels = tile_pixels(node, room.pixels)
         return Step(node.name, "reuse", pixels, reuse_scratch_bytes(node, codebook, pixels), why)
     return Step(node.name, "decode", tile, decode_scratch_bytes(node, tile), why)
 

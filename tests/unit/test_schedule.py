@@ -9,7 +9,7 @@ from kqgen import memory
 from kqgen.intgraph import IntConv2d, IntGraph
 from kqgen.plan import Form
 from kqgen.planner import make_plan
-from kqgen.schedule import ROOMY_WEIGHTS_BYTES, WEIGHTS_BYTES, schedule, tile_channels, tile_pixels
+from kqgen.schedule import ROOMS, schedule, tile_channels, tile_pixels
 
 
 def one_layer(codewords: int, c_in: int, c_out: int, side: int = 8) -> IntGraph:
@@ -71,4 +71,4 @@ def test_a_step_beside_a_fuller_one_gets_the_roomier_scratch() -> None:
     graph = net.graph()
     tight = {step.node: step.tile for step in schedule(graph)}
     roomy = {step.node: step.tile for step in make_plan(graph).steps}
-    assert (tight["last"], roomy["last"]) == (WEIGHTS_BYTES // 576, ROOMY_WEIGHTS_BYTES // 576)
+    assert (tight["last"], roomy["last"]) == (ROOMS[0].weights_bytes // 576, ROOMS[-1].weights_bytes // 576)
