@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -103,11 +103,14 @@ def calibrate(graph: Graph, samples: Samples, progress: Progress | None = None) 
     """
     tell = progress or (lambda label, fraction: None)
     roots = _roots(graph)
-    finals = {roots[name] for name in graph.outputs}
-    extents = _extents(graph, samples, roots, tell)
+    seen = _extents(graph, samples, roots, tell)
+    extents, lifted = _with_clamps(seen, roots)
+    finals = {roots[name] for name in graph.outputs} | lifted
     histograms = _histograms(graph, samples, roots, extents, tell)
     own = {
-        node.name: _quantisation(node, extents[node.name], histograms[node.name], minmax=node.name in finals)
+        node.name: _quantisation(
+            node, extents[node.name], histograms[node.name], minmax=node.name in finals, lifted=node.name in lifted
+        )
         for node in graph
         if roots[node.name] == node.name
     }
@@ -125,7 +128,8 @@ def _roots(graph: Graph) -> dict[str, str]:
 
 
 def _extents(graph: Graph, samples: Samples, roots: dict[str, str], tell: Progress) -> dict[str, _Extent]:
-    found = {name: _Extent() for name, root in roots.items() if name == root}
+    """Of every tensor with a quantisation of its own, and of the clamps that share one."""
+    found = {node.name: _Extent() for node in graph if roots[node.name] == node.name or isinstance(node, Clamp)}
     done = 0
     for batch in samples.batches(_BATCH):
         for node, value in steps(graph, batch):
@@ -144,6 +148,18 @@ def _extents(graph: Graph, samples: Samples, roots: dict[str, str], tell: Progre
     return found
 
 
+def _with_clamps(seen: dict[str, _Extent], roots: dict[str, str]) -> tuple[dict[str, _Extent], set[str]]:
+    """Extents by root, and the roots whose clamps make values beyond their own: these need codes too, though few may need them."""
+    extents = {name: extent for name, extent in seen.items() if roots[name] == name}
+    lifted = set()
+    for name, clamped in seen.items():
+        root = extents[roots[name]]
+        if clamped.lo < root.lo or clamped.hi > root.hi:
+            extents[roots[name]] = replace(root, lo=min(root.lo, clamped.lo), hi=max(root.hi, clamped.hi))
+            lifted.add(roots[name])
+    return extents, lifted
+
+
 def _histograms(
     graph: Graph, samples: Samples, roots: dict[str, str], extents: dict[str, _Extent], tell: Progress
 ) -> dict[str, _Float64]:
@@ -160,14 +176,14 @@ def _histograms(
     return found
 
 
-def _quantisation(node: Node, extent: _Extent, histogram: _Float64, *, minmax: bool) -> TensorRange:
+def _quantisation(node: Node, extent: _Extent, histogram: _Float64, *, minmax: bool, lifted: bool) -> TensorRange:
     if isinstance(node, Input):
         if node.uint8 or (extent.pixels and extent.lo >= 0 and _PIXEL_REACH <= extent.hi <= _LEVELS):
             return TensorRange(node.name, 1.0, _LOWEST)
         if extent.fractions and extent.lo >= 0 and _PIXEL_REACH / _LEVELS <= extent.hi <= 1:
             return TensorRange(node.name, float(np.float32(1 / _LEVELS)), _LOWEST)
     lo, hi = extent.lo, extent.hi
-    if isinstance(node, (Conv2d, Add, AvgPool)):
+    if isinstance(node, (Conv2d, Add, AvgPool)) and not lifted:
         lo, hi = max(lo, min(node.lo, 0.0)), min(hi, max(node.hi, 0.0))
     if not _span(extent) > 0:
         return TensorRange(node.name, 1.0, _LOWEST)
