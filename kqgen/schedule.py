@@ -10,6 +10,7 @@ import numpy as np
 from kqgen.intgraph import IntCodebook, IntConv2d, IntGraph, IntNode, KqWeights
 from kqgen.plan import Form, Step
 
+
 @dataclass(frozen=True, slots=True)
 class Room:
     """Scratch that a lookup step may take: more saves cycles.
