@@ -27,7 +27,7 @@ from kqgen.ir import Conv2d, Float32, Graph, Input, frozen_array
 from kqgen.kq_fit import Solution, adapt, learn, pose
 from kqgen.kq_layers import Choice, LayerWeights, Quantised, choose, codebook_members, distinct_kernels
 from kqgen.kq_moments import WIDEST, Moments, best_weights, codes_of, collect, damped
-from kqgen.kq_uniform import Float64, scale_floor, uniform, usable_scale
+from kqgen.kq_uniform import scale_floor, uniform, usable_scale
 from kqgen.options import Compression, index_bits
 from kqgen.samples import Samples
 
@@ -36,7 +36,9 @@ _Tensors = dict[str, torch.Tensor]
 
 _LARGEST_MAP_BYTES = 1 << 28
 """As many images are used as keep the largest map of all of them within this."""
-_NOTICEABLE = 1.1
+_MOSTLY_USED = 0.9
+_NOTICEABLE_FACTOR, _NOTICEABLE_LOSS = 1.25, 0.005
+"""Rounding codewords is worth a warning when it raises the error by this factor and by this part of the outputs' power."""
 _LEARNING = 0.5
 
 __all__ = ["Choice", "LayerWeights", "Progress", "Quantised", "choose", "fake_quantise", "quantise"]
@@ -44,10 +46,10 @@ __all__ = ["Choice", "LayerWeights", "Progress", "Quantised", "choose", "fake_qu
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Book:
-    """A learned codebook, and by layer the scales (c_out,) its codewords had there when it was learned."""
+    """A learned codebook, and each layer's codes in it when it was learned."""
 
     codewords: Codewords
-    scales: Mapping[str, Float64]
+    solutions: Mapping[str, Solution]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,17 +100,14 @@ def _distinct(nodes: tuple[Conv2d, ...], compression: Compression) -> int:
     return len(np.unique(kernels, axis=0))
 
 
-def _learn(
-    problems: Mapping[str, tuple[Conv2d, Moments]], compression: Compression, name: str
-) -> tuple[_Book, dict[str, Solution]]:
-    """A codebook for the layers of `problems` (node name -> layer and moments), and their codes."""
-    posed = {key: pose(best_weights(node, moments), damped(moments), math.prod(node.kernel)) for key, (node, moments) in problems.items()}
-    count = min(compression.codebook.codewords, _distinct(tuple(node for node, _ in problems.values()), compression))
+def _learn(layers: Mapping[str, tuple[Conv2d, Moments]], compression: Compression, name: str) -> _Book:
+    """The codebook `name` for layers (node name -> layer and moments)."""
+    posed = {key: pose(best_weights(node, moments), damped(moments), math.prod(node.kernel)) for key, (node, moments) in layers.items()}
+    count = min(compression.codebook.codewords, _distinct(tuple(node for node, _ in layers.values()), compression))
     # Each codebook draws from its own stream, so that one layer more or less leaves the others' codebooks alone.
     rng = np.random.default_rng([compression.seed % 2**64, *name.encode()])
     codewords, solutions = learn(tuple(posed.values()), count, compression.codebook.sign, rng)
-    by_layer = dict(zip(posed, solutions, strict=True))
-    return _Book(codewords, {key: solution.scale for key, solution in by_layer.items()}), by_layer
+    return _Book(codewords, dict(zip(posed, solutions, strict=True)))
 
 
 def _learn_shared(
@@ -140,7 +139,7 @@ def _learn_shared(
     books: dict[str, _Book] = {}
     for position, (name, nodes) in enumerate(members.items()):
         tell(f"clustering the kernels of {name}", _LEARNING * (0.7 + 0.3 * position / len(members)))
-        books[name], _ = _learn({node.name: seen[node.name] for node in nodes}, compression, name)
+        books[name] = _learn({node.name: seen[node.name] for node in nodes}, compression, name)
     return books
 
 
@@ -204,10 +203,10 @@ def _fit(
     if choice.codebook in books:
         book = books[choice.codebook]
         problem = pose(target, second, math.prod(node.kernel))
-        solution = adapt(problem, book.codewords.reals(), compression.codebook.sign, book.scales[node.name])
+        solution = adapt(problem, book.codewords.reals(), compression.codebook.sign, book.solutions[node.name])
     else:
-        book, solutions = _learn({node.name: (node, moments)}, compression, choice.codebook)
-        books[choice.codebook], solution = book, solutions[node.name]
+        book = books[choice.codebook] = _learn({node.name: (node, moments)}, compression, choice.codebook)
+        solution = book.solutions[node.name]
     kernels = book.codewords.values[solution.codes] * np.where(solution.negative, -1, 1)[:, :, None]
     scale = usable_scale(solution.scale * book.codewords.step, floor)
     return frozen(kernels.reshape(node.weight.shape), np.int8), scale, solution
@@ -266,12 +265,12 @@ def _warnings(name: str, nodes: tuple[Conv2d, ...], book: Codewords, used: int, 
             f"{name}: {asked} codewords were asked for, but {layers} {'has' if len(nodes) == 1 else 'have'} only {distinct} distinct "
             f"kernels; {used} codewords are stored."
         )
-    elif used < asked:
+    elif used < _MOSTLY_USED * asked:
         out.append(f"{name}: {used} of the {asked} codewords asked for are in use by {layers}; only these are stored.")
-    if book.loss > _NOTICEABLE * book.loss_before_rounding:
-        worse = 100 * (book.loss / book.loss_before_rounding - 1) if book.loss_before_rounding > 0 else math.inf
+    before, after = book.loss_before_rounding / len(nodes), book.loss / len(nodes)
+    if after > _NOTICEABLE_FACTOR * before and after - before > _NOTICEABLE_LOSS:
         out.append(
-            f"{name}: 6-bit codewords whose absolute values sum to at most {L1_LIMIT} make the error of {layers} "
-            f"{worse:.0f} % larger than free codewords would."
+            f"{name}: codewords of 6 bits whose absolute values sum to at most {L1_LIMIT} raise the error of {layers} from "
+            f"{100 * before:.1f} to {100 * after:.1f} % of the output power."
         )
     return out

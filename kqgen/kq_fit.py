@@ -100,9 +100,9 @@ def learn(problems: Sequence[Problem], count: int, sign: bool, rng: np.random.Ge
     sizes = [_root_mean_square(problem) for problem in problems]
     book = cluster([_block(problem, size) for problem, size in zip(problems, sizes, strict=True)], count, sign, rng)
     words = book.reals()
+    solutions = [solve(problem, words, sign, size) for problem, size in zip(problems, sizes, strict=True)]
     if sum(problem.second.size for problem in problems) > _CROSS_TERMS:
-        return book, tuple(adapt(problem, words, sign, size) for problem, size in zip(problems, sizes, strict=True))
-    solutions = [adapt(problem, words, sign, size) for problem, size in zip(problems, sizes, strict=True)]
+        return book, tuple(solutions)
     for _ in range(_ROUNDS):
         fitted = fit_words(problems, solutions, words)
         trial = Codewords(round_codewords(torch.from_numpy(fitted), book.step), book.step, book.loss, book.loss_before_rounding)
@@ -116,12 +116,19 @@ def learn(problems: Sequence[Problem], count: int, sign: bool, rng: np.random.Ge
     return book, tuple(solutions)
 
 
-def adapt(problem: Problem, words: Float64, sign: bool, scale: Float64) -> Solution:
+def solve(problem: Problem, words: Float64, sign: bool, scale: Float64) -> Solution:
     """Codes and scales of one layer in a given codebook, from scales to start with.
 
     Shapes: words (K, d) reals, scale (c_out,).
     """
     return sweep(problem, words, sign, sweep(problem, words, sign, feed_back(problem, words, sign, scale)))
+
+
+def adapt(problem: Problem, words: Float64, sign: bool, start: Solution) -> Solution:
+    """The same for a layer whose problem has changed a little since `start` was its solution: begun anew and from there, the better one."""
+    changed = sweep(problem, words, sign, sweep(problem, words, sign, start))
+    anew = solve(problem, words, sign, start.scale)
+    return anew if anew.loss < changed.loss else changed
 
 
 def feed_back(problem: Problem, words: Float64, sign: bool, scale: Float64) -> Solution:
@@ -255,12 +262,14 @@ def _solution(
 
 
 def _root_mean_square(problem: Problem) -> Float64:
+    """Of each output channel's target (c_out,); next to nothing, but not 0, for dead channels: they take the smallest codewords."""
     size: Float64 = np.sqrt(np.mean(problem.target**2, axis=1))
-    return size
+    largest = float(size.max())
+    return np.maximum(size, 1e-9 * largest if largest > 0 else 1.0)
 
 
 def _block(problem: Problem, size: Float64) -> Block:
-    scaled = problem.target / np.where(size > 0, size, 1.0)[:, None]
+    scaled = problem.target / size[:, None]
     vectors = np.ascontiguousarray(scaled.reshape(len(size), -1, problem.d).transpose(1, 0, 2))
     weights = np.tile(problem.importance * size**2, (len(vectors), 1))
     return Block(torch.from_numpy(vectors), torch.from_numpy(weights), torch.from_numpy(problem.roots))

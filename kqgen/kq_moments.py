@@ -98,9 +98,12 @@ def damped(moments: Moments) -> Float64:
 
 
 def best_weights(node: Conv2d, moments: Moments) -> Float64:
-    """The weights (c_out, n) that bring the outputs nearest to the wanted ones, drawn to the float weights by the ridge."""
+    """The weights (c_out, n) that bring the outputs nearest to the wanted ones, drawn to the float weights by the ridge.
+
+    Channels without weights stay without: their wanted outputs are constant but for rounding.
+    """
     system = damped(moments)
     ridge = system - moments.second
     flat = node.weight.reshape(len(node.weight), -1).astype(np.float64)
     solved: Float64 = np.linalg.solve(system, (moments.cross + flat @ ridge).T).T
-    return np.ascontiguousarray(solved)
+    return np.where(flat.any(axis=1)[:, None], solved, 0.0)
