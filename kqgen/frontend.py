@@ -136,7 +136,13 @@ class _Reader:
         made = node.meta["val"]
         wanted = "(N, C, H, W) or (N, features)"
         if made.dim() not in (2, 4):
-            do = "add the batch axis: example.unsqueeze(0)" if made.dim() == 3 else "reshape outside the network"
+            do = "reshape outside the network"
+            if made.dim() == 3:
+                do = (
+                    "an image lacks the batch axis: example.unsqueeze(0)\n"
+                    "a sequence (N, C, L) becomes a map of one row: unsqueeze(2), and nn.Conv2d with kernels (1, k) for nn.Conv1d\n"
+                    "recurrent layers do not compile"
+                )
             raise UnsupportedError(f"cannot compile input {node.name}", found=str(tuple(made.shape)), wanted=wanted, do=do)
         batch, *rest = made.shape
         if not all(isinstance(size, int) for size in rest):

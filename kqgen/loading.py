@@ -117,7 +117,8 @@ def _build(spec: str, source: str, attribute: str) -> Any:
         for name in attribute.split("."):
             if not hasattr(found, name):
                 known = [each for each in vars(found) if not each.startswith("_") and callable(getattr(found, each))]
-                raise InputError(f"{source} has no {attribute}", wanted=f"one of: {', '.join(known[:12])}" if known else "")
+                wanted = f"one of: {', '.join(known[:12])}" if known else ""
+                raise InputError(f"{source} has no {attribute}", wanted=wanted, do="check the name")
             found = getattr(found, name)
         if isinstance(found, torch.nn.Module):
             return found
@@ -135,7 +136,8 @@ def _build(spec: str, source: str, attribute: str) -> Any:
 
 
 def _where(error: BaseException) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
+    """The error and the last line of a file that led to it; the import machinery has no file."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
     place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}{place}"
 
@@ -170,7 +172,10 @@ def _load_state(module: torch.nn.Module, path: Path) -> None:
     for key, tensor in given.items():
         if key in wanted and tensor.shape != wanted[key].shape:
             raise InputError(
-                f"{path}: {key} has another shape", found=str(tuple(tensor.shape)), wanted=str(tuple(wanted[key].shape))
+                f"{path}: {key} has another shape",
+                found=str(tuple(tensor.shape)),
+                wanted=str(tuple(wanted[key].shape)),
+                do="check that the factory builds the network whose weights these are",
             )
     module.load_state_dict({key: tensor for key, tensor in given.items() if key in wanted}, strict=False)
 
@@ -182,11 +187,12 @@ def _some(keys: Sequence[str]) -> str:
 
 def _read_state(path: Path) -> Mapping[str, torch.Tensor]:
     wanted = "a state dict of tensors: .safetensors, .pt or .pth"
+    do = "torch.save(model.state_dict(), 'weights.pt')"
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         if path.suffix not in (".pt", ".pth"):
-            raise InputError(f"cannot tell what {path} is", found=path.suffix or "no suffix", wanted=wanted)
+            raise InputError(f"cannot tell what {path} is", found=path.suffix or "no suffix", wanted=wanted, do=do)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of other pickle protocols: what cannot be read is refused below
             loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -195,14 +201,20 @@ def _read_state(path: Path) -> Mapping[str, torch.Tensor]:
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path} is refused: it holds Python objects, whose loading could run code",
-            found=str(error).strip().splitlines()[0],
+            found="a pickle that is not one of tensors alone; torch.save(model) writes such",
             wanted=wanted,
-            do="torch.save(model.state_dict(), 'weights.pt')",
+            do=do,
         ) from error
     except (RuntimeError, ValueError, EOFError, OSError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        raise InputError(f"cannot read {path}", found=str(error).strip().splitlines()[0] if str(error) else "", wanted=wanted) from error
+        reason = next(iter(str(error).strip().splitlines()), "").partition(". ")[0]
+        raise InputError(
+            f"cannot read {path}",
+            found=f"{type(error).__name__}: {reason}" if reason else "an empty or cut file",
+            wanted=wanted,
+            do=f"write it again: {do}",
+        ) from error
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict) or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in loaded.items()):
-        raise InputError(f"{path} is no state dict", found=type(loaded).__name__, wanted=wanted, do="torch.save(model.state_dict(), path)")
+        raise InputError(f"{path} is no state dict", found=type(loaded).__name__, wanted=wanted, do=do)
     return loaded

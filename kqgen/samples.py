@@ -234,7 +234,8 @@ def _check_form(where: str, node: Input, array: _Array) -> None:
 
 def _finish(where: str, node: Input, array: _Array) -> Float32:
     if array.shape[0] == 0:
-        raise InputError(f"{where} holds no image", found=str(array.shape), wanted="at least one image")
+        do = "save some hundred typical inputs"
+        raise InputError(f"{where} holds no image", found=str(array.shape), wanted="at least one image", do=do)
     out = np.array(array, dtype=np.float32, order="C").reshape(array.shape[0], *node.shape)
     bad = ~np.isfinite(out).reshape(out.shape[0], -1).all(axis=1)
     if bad.any():
