@@ -112,7 +112,7 @@ def add_parameters(
         for shift in range(ADD_SHIFT_MAX, 0, -1) if max(ratios) < 2.0**31 else ():
             m_a, m_b = (max(1, int(round_half_up(math.ldexp(ratio, shift)))) for ratio in ratios)
             bias = (zero_point_y << shift) - zero_point_a * m_a - zero_point_b * m_b + (1 << (shift - 1))
-            if _add_fits(m_a, m_b, bias):
+            if add_fits(m_a, m_b, bias):
                 return m_a, m_b, bias, shift
     raise InputError(
         "an addition cannot be computed in 32 bits",
@@ -122,7 +122,7 @@ def add_parameters(
     )
 
 
-def _add_fits(m_a: int, m_b: int, bias: int) -> bool:
+def add_fits(m_a: int, m_b: int, bias: int) -> bool:
     """Whether a * m_a, b * m_b, their sum and the sum with the bias fit int32 for all int8 a and b; all are extreme at the ends."""
     low, high = -128 * (m_a + m_b), 127 * (m_a + m_b)
     return all(INT32_MIN <= value <= INT32_MAX for value in (low, high, bias, low + bias, high + bias))

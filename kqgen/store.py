@@ -19,6 +19,7 @@ import safetensors
 import safetensors.numpy
 
 from kqgen.errors import InputError
+from kqgen.graph_check import check
 from kqgen.intgraph import (
     Array,
     IntAdd,
@@ -65,7 +66,7 @@ def read(path: Path) -> tuple[IntGraph, Mapping[str, Any]]:
     """The integer graph kept in `path`, and what was kept beside it.
 
     Raises:
-        InputError: the file is missing, damaged, of another schema, or not one of ours.
+        InputError: the file is missing, damaged, of another schema, not one of ours, or its parts do not belong together.
     """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -87,6 +88,7 @@ def read(path: Path) -> tuple[IntGraph, Mapping[str, Any]]:
         ) from error
     if not isinstance(graph, IntGraph):
         raise InputError(f"{path.name} holds no integer graph", do="compile the model again")
+    check(graph)
     return graph, document["extra"]
 
 
@@ -117,11 +119,15 @@ def _name_of(value: Any, place: str) -> str:
 def _decode(expected: Any, value: Any, arrays: Mapping[str, Array]) -> Any:
     origin = typing.get_origin(expected)
     if isinstance(value, dict) and "array" in value:
+        if origin is not np.ndarray:
+            raise ValueError(f"an array where {expected} belongs")
         array = arrays[value["array"]].copy()
         array.setflags(write=False)
         return array
     if isinstance(value, dict) and "type" in value:
         cls = _CLASSES[value["type"]]
+        if not any(isinstance(kind, type) and issubclass(cls, kind) for kind in typing.get_args(expected) or (expected,)):
+            raise ValueError(f"{cls.__name__} where {expected} belongs")
         hints = typing.get_type_hints(cls)
         return cls(**{field.name: _decode(hints[field.name], value[field.name], arrays) for field in dataclasses.fields(cls)})
     if origin is frozenset:
