@@ -37,8 +37,23 @@ def export_module(module: torch.nn.Module, example_inputs: Sequence[torch.Tensor
         example_inputs: one tensor an input, (N, C, H, W) or (N, n), float32 or uint8; their values do not matter.
 
     Raises:
-        InputError: torch.export cannot follow the module's forward().
+        InputError: no module, or example inputs that are no tuple or list of tensors; torch.export cannot follow the module's forward().
     """
+    if not isinstance(module, torch.nn.Module):
+        raise InputError(
+            "there is no module to compile",
+            found=type(module).__name__,
+            wanted="a torch.nn.Module",
+            do="give the module itself; a .pt2 file is compiled by the command kqgen compile",
+        )
+    lone = not isinstance(example_inputs, (tuple, list))  # a tensor is a sequence of tensors too
+    if lone or not all(isinstance(each, torch.Tensor) for each in example_inputs):
+        raise InputError(
+            "the example inputs are no tuple of tensors",
+            found=type(example_inputs).__name__ if lone else ", ".join(type(each).__name__ for each in example_inputs),
+            wanted="one torch tensor an input, in a tuple",
+            do="for example (torch.zeros(1, 3, 32, 32),)",
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

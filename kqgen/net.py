@@ -21,7 +21,7 @@ from kqgen.verify import reference_outputs
 Arrays = npt.NDArray[Any] | tuple[npt.NDArray[Any], ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Net:
     """The host library of an output folder. Several inputs are given, and several outputs returned, as tuples.
 
@@ -32,6 +32,9 @@ class Net:
 
     firmware: Firmware
     library: HostLibrary
+
+    def __repr__(self) -> str:
+        return f"<kqgen.Net {self.firmware.graph.name}, the C of {self.firmware.folder} on this computer>"
 
     def __call__(self, *images: npt.ArrayLike) -> Arrays:
         """Real values in, real values out, by the C in between.
@@ -89,7 +92,7 @@ def _single(arrays: tuple[npt.NDArray[Any], ...]) -> Arrays:
 def _check_count(graph: IntGraph, given: int) -> None:
     if given != len(graph.inputs):
         raise InputError(
-            f"{graph.name} has {len(graph.inputs)} inputs",
+            f"{graph.name} has {len(graph.inputs)} input{'' if len(graph.inputs) == 1 else 's'}",
             found=f"{given} arrays",
             wanted="one array each for " + ", ".join(tensor.name for tensor in graph.inputs),
         )
@@ -100,11 +103,18 @@ def _codes(model: str, tensor: QTensor, image: npt.NDArray[Any]) -> Int8:
     vector = tensor.h == tensor.w == 1
     if image.dtype not in (np.float32, np.uint8) or not (image.shape[1:] == wanted or (vector and image.shape[1:] == (tensor.c,))):
         form = f"{tensor.c}" if vector else ", ".join(str(side) for side in wanted)
+        do = "give it as the PyTorch module takes it"
+        if image.shape == wanted:
+            do = "the image axis is missing: array[None]"
+        elif image.shape[1:] == (tensor.h, tensor.w, tensor.c):
+            do = "the channels are last: array.transpose(0, 3, 1, 2)"
+        elif image.shape[1:] == wanted:
+            do = "array.astype(numpy.float32)"
         raise InputError(
             f"input {tensor.name} of {model} has the wrong form",
             found=f"{image.dtype} {image.shape}",
             wanted=f"float32 or uint8 (N, {form})",
-            do="the image axis is missing: array[None]" if image.shape == wanted else "give it as the PyTorch module takes it",
+            do=do,
         )
     if np.isnan(image).any():
         raise InputError(f"input {tensor.name} of {model} has NaN", found=f"{int(np.isnan(image).sum())} values", wanted="numbers")

@@ -78,7 +78,7 @@ def _silent(label: str, fraction: float) -> None:
     del label, fraction
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Compiled:
     """Everything a compilation made.
 
@@ -99,6 +99,10 @@ class Compiled:
     report: Report
     warnings: tuple[str, ...]
     folder: Path | None
+
+    def __repr__(self) -> str:
+        where = "not written" if self.folder is None else f"in {self.folder}"
+        return f"<kqgen.Compiled {self.report.model} for {self.board.name}, {self.report.flash_bytes.tables} bytes of tables, {where}>"
 
 
 def compile(  # noqa: A001 - what users call it

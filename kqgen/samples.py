@@ -84,6 +84,7 @@ def read_samples(source: object, graph: Graph, *, limit: int | None = DEFAULT_LI
             "cannot read calibration data",
             found=type(source).__name__,
             wanted="the path of an .npz, an array, or an iterable of batches",
+            do="give some hundred typical inputs, float32 (N, C, H, W)",
         )
     if not raw:
         raise InputError(f"{where} holds no image", found="no batch", wanted="at least one image")

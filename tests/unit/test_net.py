@@ -92,7 +92,7 @@ def test_no_image_gives_no_result(one: kqgen.Net) -> None:
     ("image", "says"),
     [
         (np.zeros((1, 4, 2, 3)), ("input x of single has the wrong form", "float64 (1, 4, 2, 3)", "float32 or uint8 (N, 4, 2, 3)")),
-        (np.zeros((1, 2, 3, 4), np.float32), ("float32 (1, 2, 3, 4)", "(N, 4, 2, 3)")),
+        (np.zeros((1, 2, 3, 4), np.float32), ("float32 (1, 2, 3, 4)", "(N, 4, 2, 3)", "array.transpose(0, 3, 1, 2)")),
         (np.zeros((4, 2, 3), np.float32), ("array[None]",)),
         (np.zeros((1, 4, 2, 3), np.int8), ("int8 (1, 4, 2, 3)", "float32 or uint8")),
         (np.full((1, 4, 2, 3), np.nan, np.float32), ("input x of single has NaN", "24 values")),
