@@ -124,13 +124,6 @@ def solve(problem: Problem, words: Float64, sign: bool, scale: Float64) -> Solut
     return sweep(problem, words, sign, sweep(problem, words, sign, feed_back(problem, words, sign, scale)))
 
 
-def adapt(problem: Problem, words: Float64, sign: bool, start: Solution) -> Solution:
-    """The same for a layer whose problem has changed a little since `start` was its solution: begun anew and from there, the better one."""
-    changed = sweep(problem, words, sign, sweep(problem, words, sign, start))
-    anew = solve(problem, words, sign, start.scale)
-    return anew if anew.loss < changed.loss else changed
-
-
 def feed_back(problem: Problem, words: Float64, sign: bool, scale: Float64) -> Solution:
     """Codes chosen one input channel after the other, each error handed on to the channels still open."""
     d, order = problem.d, problem.order

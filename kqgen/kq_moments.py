@@ -21,7 +21,7 @@ Float64 = npt.NDArray[np.float64]
 WIDEST = 4608
 """Layers with more inputs to an output than this get no full second moments: the matrix would not pay its memory."""
 _DAMPING = 0.01
-_CHUNK_VALUES = 1 << 22
+_CHUNK_VALUES = 1 << 21
 _PATCHES = 65536
 _PATCHES_BY_WIDTH = 1.1e10
 
@@ -63,30 +63,30 @@ def collect(node: Conv2d, codes: torch.Tensor, wanted: torch.Tensor, scale: floa
     images, places = wanted.shape[0], wanted.shape[2] * wanted.shape[3]
     limit = max(min(_PATCHES, int(_PATCHES_BY_WIDTH / n**2)), 4 * n)
     # An odd distance visits all columns and rows of maps with even sides.
-    step = (images * places // limit) | 1
-    at_once = max(1, _CHUNK_VALUES // (n * places))
+    taken = torch.arange(0, images * places, (images * places // limit) | 1)
+    windows = _windows(node, codes)
+    outputs_at = wanted.flatten(2)
     second, cross = torch.zeros((n, n), dtype=torch.float64), torch.zeros((c_out, n), dtype=torch.float64)
-    patch_sum, wanted_sum, count = torch.zeros(n, dtype=torch.float64), torch.zeros(c_out, dtype=torch.float64), 0
-    for start in range(0, images, at_once):
-        part = slice(start, start + at_once)
-        patches = _patches(node, codes[part])[::step].double()
-        outputs = wanted[part].flatten(2).transpose(1, 2).reshape(-1, c_out)[::step].double() / scale
+    patch_sum, wanted_sum, count = torch.zeros(n, dtype=torch.float64), torch.zeros(c_out, dtype=torch.float64), len(taken)
+    for part in taken.split(max(1, _CHUNK_VALUES // n)):
+        image, place = part // places, part % places
+        row, column = place // wanted.shape[3], place % wanted.shape[3]
+        patches = windows[image, :, row, column].reshape(-1, n).double()
+        outputs = outputs_at[image, :, place].double() / scale
         second += patches.T @ patches
         cross += outputs.T @ patches
         patch_sum += patches.sum(0)
         wanted_sum += outputs.sum(0)
-        count += len(patches)
     second = second / count - torch.outer(patch_sum, patch_sum) / count**2
     cross = cross / count - torch.outer(wanted_sum, patch_sum) / count**2
     return Moments(second.numpy(), cross.numpy(), count)
 
 
-def _patches(node: Conv2d, codes: torch.Tensor) -> torch.Tensor:
-    """(N * h_out * w_out, c_in * k_h * k_w), padded taps 0."""
+def _windows(node: Conv2d, codes: torch.Tensor) -> torch.Tensor:
+    """A view of what each output covers, (N, c_in, h_out, w_out, k_h, k_w), padded taps 0."""
     top, bottom, left, right = node.padding
     padded = F.pad(codes, (left, right, top, bottom)) if any(node.padding) else codes
-    columns = F.unfold(padded, node.kernel, stride=node.stride)
-    return columns.transpose(1, 2).reshape(-1, columns.shape[1])
+    return padded.unfold(2, node.kernel[0], node.stride[0]).unfold(3, node.kernel[1], node.stride[1])
 
 
 def damped(moments: Moments) -> Float64:

@@ -36,7 +36,8 @@ def conv(
 
 def weights(rng: np.random.Generator, c_out: int, c_in: int, k_h: int, k_w: int) -> np.ndarray:
     """He-scaled random weights."""
-    return rng.normal(size=(c_out, c_in, k_h, k_w)) * np.sqrt(2 / (c_in * k_h * k_w))
+    out: np.ndarray = rng.normal(size=(c_out, c_in, k_h, k_w)) * np.sqrt(2 / (c_in * k_h * k_w))
+    return out
 
 
 def chain(*shapes: tuple[int, int, int], channels: int = 3, side: int = 8, seed: int = 0) -> ir.Graph:
@@ -69,7 +70,7 @@ def calibrated(graph: ir.Graph, count: int = 24, seed: int = 1) -> tuple[Samples
 
 def changed(graph: ir.Graph, name: str, **fields: Any) -> ir.Graph:
     """The graph with fields of one node replaced; arrays are frozen."""
-    values = {key: ir.frozen_array(value) if isinstance(value, np.ndarray) else value for key, value in fields.items()}
+    values: dict[str, Any] = {key: ir.frozen_array(value) if isinstance(value, np.ndarray) else value for key, value in fields.items()}
     return replace(graph, nodes=tuple(replace(node, **values) if node.name == name else node for node in graph))
 
 

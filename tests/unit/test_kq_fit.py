@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kqgen import ir
-from kqgen.kq_fit import Problem, Solution, adapt, feed_back, fit_scales, fit_words, learn, pose, solve, sweep
+from kqgen.kq_fit import Problem, Solution, feed_back, fit_scales, fit_words, learn, pose, sweep
 from kqgen.kq_moments import best_weights, codes_of, collect, damped
 from kqgen.kq_uniform import scale_floor, uniform, usable_scale
 
@@ -121,17 +121,6 @@ def test_learning_beats_clustering_alone() -> None:
     for each, solution in zip(posed, solutions, strict=True):
         assert solution.loss == pytest.approx(each.loss(reals(words, solution)))
         assert solution.loss < 0.6 * nearest(each, words, solution.scale).loss
-
-
-def test_a_changed_problem_is_begun_anew_or_from_where_it_was() -> None:
-    """The better of both: never worse than sweeping on, never worse than solving afresh."""
-    rng, posed = np.random.default_rng(20), problem(21)
-    words = rng.normal(size=(16, 9))
-    old = solve(posed, words, True, np.ones(12))
-    moved = pose(posed.target + 0.1 * rng.normal(size=posed.target.shape), posed.second, 9)
-    found = adapt(moved, words, True, old)
-    assert found.loss <= moved.loss(reals(words, sweep(moved, words, True, old)))
-    assert found.loss <= solve(moved, words, True, old.scale).loss
 
 
 def layer(stride: ir.Pair, padding: ir.Padding, kernel: ir.Pair) -> ir.Conv2d:
