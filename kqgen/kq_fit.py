@@ -92,7 +92,8 @@ def pose(target: Float64, second: Float64, d: int) -> Problem:
     power = float(np.sum((target @ second) * target))
     strength = np.trace(diagonal, axis1=1, axis2=2)
     order = np.argsort(-strength, kind="stable").astype(np.int64)
-    return Problem(target, second, 1 / power if power > 0 else 0.0, order, diagonal, np.linalg.cholesky(diagonal))
+    roots = np.asarray(np.linalg.cholesky(diagonal), np.float64)
+    return Problem(target, second, 1 / power if power > 0 else 0.0, order, diagonal, roots)
 
 
 def learn(problems: Sequence[Problem], count: int, sign: bool, rng: np.random.Generator) -> tuple[Codewords, tuple[Solution, ...]]:

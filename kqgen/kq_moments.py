@@ -68,7 +68,7 @@ def collect(node: Conv2d, codes: torch.Tensor, wanted: torch.Tensor, scale: floa
     outputs_at = wanted.flatten(2)
     second, cross = torch.zeros((n, n), dtype=torch.float64), torch.zeros((c_out, n), dtype=torch.float64)
     patch_sum, wanted_sum, count = torch.zeros(n, dtype=torch.float64), torch.zeros(c_out, dtype=torch.float64), len(taken)
-    for part in taken.split(max(1, _CHUNK_VALUES // n)):
+    for part in torch.split(taken, max(1, _CHUNK_VALUES // n)):
         image, place = part // places, part % places
         row, column = place // wanted.shape[3], place % wanted.shape[3]
         patches = windows[image, :, row, column].reshape(-1, n).double()
@@ -105,5 +105,6 @@ def best_weights(node: Conv2d, moments: Moments) -> Float64:
     system = damped(moments)
     ridge = system - moments.second
     flat = node.weight.reshape(len(node.weight), -1).astype(np.float64)
-    solved: Float64 = np.linalg.solve(system, (moments.cross + flat @ ridge).T).T
-    return np.where(flat.any(axis=1)[:, None], solved, 0.0)
+    solved = np.asarray(np.linalg.solve(system, (moments.cross + flat @ ridge).T).T, np.float64)
+    alive = np.asarray(np.any(flat != 0, axis=1))
+    return np.where(alive[:, None], solved, 0.0)
