@@ -6,7 +6,8 @@
        it really deliver (a codebook of one layer is learned here), and its bias takes up the mean error that is left
     4  drop the codewords that no kernel uses
 
-Only the cluster seeds are drawn, from the seed given, and covariances are sums of whole numbers: equal arguments give equal bytes.
+Only the cluster seeds are drawn, from the seed given; the covariances of inputs are sums of whole numbers, exact in any order, and
+everything after them is float64 in a fixed order. Equal arguments give equal bytes.
 """
 
 from __future__ import annotations
