@@ -106,7 +106,7 @@ def compile(  # noqa: A001 - the command is called so
     kqgen compile net.pt2 --board nucleo-g0b1re --calibration images.npz --out firmware
     kqgen compile nets.resnet:resnet8 --state resnet8.safetensors --board microbit --calibration images.npz --out firmware
     """
-    compression = Compression(weights, Codebook(codebook, codewords, sign), tuple(_keep(entry) for entry in keep), seed)
+    compression = Compression(weights, Codebook(codebook, codewords, sign), tuple(_keep(entry) for entry in keep), seed=seed)
     target = boards.load_board(board_name)
     from kqgen import pipeline  # noqa: PLC0415 - see above
 

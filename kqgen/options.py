@@ -14,9 +14,9 @@ MAX_INDEX_BITS = 12
 UNIFORM_BITS = (8, 6, 4)
 
 
-def index_bits(codewords: int, sign: bool) -> int:
-    """Bits of one stored index: ceil(log2 codewords) plus one for the sign, at least 1 (SPEC 4.2)."""
-    return max(1, (codewords - 1).bit_length() + int(sign))
+def index_bits(codewords: int, sign: bool, additive: bool = False) -> int:
+    """Bits of one stored index: ceil(log2 codewords), twice where two codewords are summed, one for the sign; at least 1 (SPEC 4.2)."""
+    return max(1, (codewords - 1).bit_length() * (2 if additive else 1) + int(sign))
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class Codebook:
         scope: `layer` gives every layer its own codebook (the paper's way), `network` one for all layers of a kernel shape.
         codewords: stored codewords K; the index takes ceil(log2 K) bits, plus one when `sign` is set, 12 at most.
         sign: each codeword c also serves as -c, chosen by the index's top bit.
+        additive: a kernel is the sum of two codewords, the second out of K more; the index takes ceil(log2 K) bits for each.
 
     Raises:
         InputError: K below 1, or an index wider than 12 bits.
@@ -35,14 +36,15 @@ class Codebook:
     scope: Scope = "network"
     codewords: int = 256
     sign: bool = True
+    additive: bool = False
 
     def __post_init__(self) -> None:
         if self.scope not in ("layer", "network"):
             raise InputError(
                 f"unknown codebook scope {self.scope!r}", wanted="layer or network", do="choose one with --codebook"
             )
-        if self.codewords < 1 or index_bits(self.codewords, self.sign) > MAX_INDEX_BITS:
-            limit = 2 ** (MAX_INDEX_BITS - int(self.sign))
+        if self.codewords < 1 or self.index_bits > MAX_INDEX_BITS:
+            limit = 2 ** ((MAX_INDEX_BITS - int(self.sign)) // (2 if self.additive else 1))
             raise InputError(
                 f"a codebook of {self.codewords} codewords cannot be indexed",
                 found=f"{self.codewords} codewords {'with' if self.sign else 'without'} a sign bit",
@@ -53,7 +55,7 @@ class Codebook:
     @property
     def index_bits(self) -> int:
         """Bits of one stored index."""
-        return index_bits(self.codewords, self.sign)
+        return index_bits(self.codewords, self.sign, self.additive)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,9 @@ class Compression:
         codebook: the codebook's form, used when weights is `kq`.
         keep: (layer, bits) pairs: this layer is stored uniformly in 8, 6 or 4 bits whatever else holds. A layer is named by
             its PyTorch module path or by its node name.
+        widths: (layer, bits) pairs: this layer's indices have so many bits, the sign counted. In a shared codebook it then uses the
+            first codewords alone; with a codebook of its own it stores so many.
+        groups: layers that share one codebook, whatever the scope says; a layer stands in one group at most.
         seed: of the clustering; the same seed gives the same bytes.
 
     Raises:
@@ -74,6 +79,8 @@ class Compression:
     weights: Weights = "kq"
     codebook: Codebook = field(default_factory=Codebook)
     keep: tuple[tuple[str, int], ...] = ()
+    widths: tuple[tuple[str, int], ...] = ()
+    groups: tuple[tuple[str, ...], ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -85,4 +92,11 @@ class Compression:
                     f"layer {layer} cannot be kept at {bits} bits",
                     wanted="8, 6 or 4 bits",
                     do=f"write --keep {layer}=8",
+                )
+        for layer, bits in self.widths:
+            if not 1 <= bits <= self.codebook.index_bits:
+                raise InputError(
+                    f"layer {layer} cannot have indices of {bits} bits",
+                    wanted=f"1 to {self.codebook.index_bits} bits, what the codebook's indices have",
+                    do=f"write --width {layer}={self.codebook.index_bits}, or raise --codewords",
                 )

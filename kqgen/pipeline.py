@@ -139,7 +139,7 @@ def compile(  # noqa: A001 - what users call it
         KqgenError: see kqgen.errors; nothing has been written then.
     """
     target = board if isinstance(board, Board) else load_board(board)
-    compression = Compression(weights, codebook or Codebook(), tuple(keep), seed)
+    compression = Compression(weights, codebook or Codebook(), tuple(keep), seed=seed)
     tell("reading the model", 0.0)
     program = export_module(module, example_inputs)
     return _compile(program, name, calibration, target, compression, Path(out) if out is not None else None, build, toolchain, tell)
