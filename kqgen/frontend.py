@@ -84,15 +84,28 @@ def import_exported(program: ExportedProgram, name: str) -> Graph:
     for key, tensor in (*program.state_dict.items(), *program.constants.items()):
         if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise not_finite(key, tensor.detach().double().numpy())
+    return import_functional(functional(program, name), name)
+
+
+def functional(program: ExportedProgram, name: str) -> ExportedProgram:
+    """The same program without operators that write into their operands; `name` is for the error.
+
+    Raises:
+        InputError: torch cannot make it so.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = program.run_decompositions({})
+            return program.run_decompositions({})
     except Exception as error:  # decomposition runs operator code of every kind on shapes
         raise InputError(
             f"torch cannot make {name} functional", found=_first_line(error), do="check that program.run_decompositions({}) works"
         ) from error
-    return _Reader(program).read(c_identifier(name))
+
+
+def import_functional(program: ExportedProgram, name: str, state: Mapping[str, torch.Tensor] | None = None) -> Graph:
+    """The float graph of a functional program, see `import_exported`; tensors in `state` stand for those the program holds."""
+    return _Reader(program, state or {}).read(c_identifier(name))
 
 
 @dataclass(slots=True)
@@ -113,8 +126,9 @@ class _Environment:
 class _Reader:
     """Reads one functional program."""
 
-    def __init__(self, program: ExportedProgram) -> None:
+    def __init__(self, program: ExportedProgram, state: Mapping[str, torch.Tensor]) -> None:
         self.program = program
+        self.tensors: Mapping[str, Any] = {**program.constants, **program.state_dict, **state}
         self.builder = Builder()
         self.known = _Environment({})
         self.batch: Any = None
@@ -141,11 +155,10 @@ class _Reader:
     def _placeholder(self, node: fx.Node, spec: InputSpec) -> Operand:
         if spec.kind == InputKind.USER_INPUT:
             return self._input(node) if isinstance(spec.arg, TensorArgument) else getattr(spec.arg, "value", None)
-        tensors: Mapping[str, Any] = {**self.program.constants, **self.program.state_dict}
-        tensor = tensors.get(spec.target or "")
+        tensor = self.tensors.get(spec.target or "")
         if not isinstance(tensor, torch.Tensor):
             raise UnsupportedError(f"cannot compile {spec.target}: an object that is no tensor", found=str(spec.kind))
-        return Constant(tensor.detach(), spec.target or node.name)
+        return Constant(tensor.detach(), spec.target or node.name, stored=True)
 
     def _input(self, node: fx.Node) -> Value:
         made = node.meta["val"]
@@ -183,7 +196,7 @@ class _Reader:
         shape: Shape = (int(c), int(h), int(w))
         uint8 = made.dtype == torch.uint8
         made_input = self.builder.add(
-            c_identifier(node.name, "input"), lambda free: Input(name=free, path="", inputs=(), shape=shape, uint8=uint8)
+            c_identifier(node.name, "input"), lambda free: Input(name=free, path="", inputs=(), shape=shape, uint8=uint8, value=node.name)
         )
         return Value(made_input.name, tuple(int(size) for size in rest))
 

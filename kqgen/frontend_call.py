@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -36,10 +36,11 @@ class Value:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Constant:
-    """A tensor known before the network runs: a weight, a buffer or something computed of these."""
+    """A tensor known before the network runs: a weight or buffer as the module stores it, or something computed of these."""
 
     tensor: torch.Tensor
     name: str
+    stored: bool = False
 
 
 Operand = Value | Constant | tuple["Value | None", ...] | object
@@ -156,6 +157,11 @@ class Call:
             raise self.refuse(f"{name} {array.shape}", wanted=f"{name} {shape}")
         return array
 
+    def parameter(self, name: str) -> str:
+        """The dotted name of the parameter or buffer that the operand `name` is, "" where it is something computed of these."""
+        operand = self._bound.get(name)
+        return operand.name if isinstance(operand, Constant) and operand.stored else ""
+
     def out_dims(self) -> tuple[int, ...]:
         """The axes of the (first) result without the batch axis, as torch.export recorded them."""
         return fx_dims(self.node)
@@ -165,7 +171,7 @@ class Call:
         word = role or self._word()
         path = c_identifier(self.path, prefix=word) if self.path else ""
         name = path if path and self._leaf and not role else "_".join(part for part in (path, word) if part)
-        node = self.builder.add(c_identifier(name), make)
+        node = self.builder.add(c_identifier(name), lambda free: replace(make(free), value=self.node.name))
         return Value(node.name, tuple(node.shape if dims is None else dims))
 
     def as_vector(self, value: Value) -> Value:

@@ -56,6 +56,7 @@ def conv2d(call: Call) -> Operand:
             stride=stride,
             padding=padding,
             sources=(call.path,) if call.path else (),
+            parameter=call.parameter("weight"),
         )
     )
 
@@ -73,7 +74,7 @@ def _conv_padding(call: Call, k_h: int, k_w: int) -> Padding:
 
 def linear(call: Call) -> Operand:
     """aten.linear: weight (out, in)."""
-    return _dense(call, call.value("input"), call.weight("weight"), "bias")
+    return _dense(call, call.value("input"), call.weight("weight"), "bias", call.parameter("weight"))
 
 
 def addmm(call: Call) -> Operand:
@@ -94,7 +95,7 @@ def matmul(call: Call) -> Operand:
     return _dense(call, call.value(left), weight.T, "")
 
 
-def _dense(call: Call, value: Value, weight: _Float64, bias_name: str) -> Value:
+def _dense(call: Call, value: Value, weight: _Float64, bias_name: str, parameter: str = "") -> Value:
     if len(value.dims) != 1:
         raise call.refuse(f"applied to the last axis of {value.dims}", wanted="a vector (N, n)", do="torch.flatten(x, 1) before it")
     flat = call.as_vector(value)
@@ -110,6 +111,7 @@ def _dense(call: Call, value: Value, weight: _Float64, bias_name: str) -> Value:
             shape=(int(out), 1, 1),
             weight=frozen_array(weight),
             bias=frozen_array(bias),
+            parameter=parameter,
         ),
         dims=(int(out),),
     )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -43,12 +43,14 @@ class Node:
         path: dotted path of the PyTorch module it came from, "" for the model's own forward().
         inputs: names of the tensors read, in operand order.
         shape: (c, h, w) of the tensor made; a vector of n features is (n, 1, 1).
+        value: name, in the exported program, of the last operator folded into this node: where training simulates its rounding.
     """
 
     name: str
     path: str
     inputs: tuple[str, ...]
     shape: Shape
+    value: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,6 +75,7 @@ class Conv2d(Node):
         lo, hi: the folded activation, +-inf when there is none.
         dense: the node was a fully connected layer (its kernel then covers the whole input).
         sources: paths of every module folded into this node, for the comments in the C.
+        parameter: dotted name of the parameter the weight was read from, "" where it was computed.
     """
 
     weight: Float32
@@ -84,6 +87,7 @@ class Conv2d(Node):
     hi: float = math.inf
     dense: bool = False
     sources: tuple[str, ...] = ()
+    parameter: str = ""
 
     @property
     def kernel(self) -> Pair:
@@ -93,10 +97,11 @@ class Conv2d(Node):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Linear(Node):
-    """Fully connected layer on a flattened input: weight (out, in) in the order PyTorch flattens (c, h, w)."""
+    """Fully connected layer on a flattened input: weight (out, in) in the order PyTorch flattens (c, h, w); see `Conv2d.parameter`."""
 
     weight: Float32
     bias: Float32
+    parameter: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -42,6 +42,7 @@ def fold_affine_back(graph: Graph, node: Node) -> Graph | None:
         weight=frozen_array(_wide(conv.weight) * scale[:, None, None, None]),
         bias=frozen_array(_wide(conv.bias) * scale + _wide(node.offset)),
         sources=joined(conv, node),
+        value=node.value,
     )
     return rewrite(graph, drop={node.name}, swap={conv.name: folded}, rename={node.name: conv.name})
 

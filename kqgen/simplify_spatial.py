@@ -59,6 +59,8 @@ def dense_to_conv(graph: Graph, node: Node) -> Graph | None:
         bias=node.bias,
         dense=True,
         sources=joined(node, *folded),
+        parameter=node.parameter,
+        value=node.value,
     )
     return rewrite(graph, swap={node.name: conv})
 
@@ -116,9 +118,9 @@ def fold_clamp(graph: Graph, node: Node) -> Graph | None:
         return None
     lo, hi = min(max(source.lo, node.lo), node.hi), min(max(source.hi, node.lo), node.hi)
     if isinstance(source, Clamp):
-        into: Node = replace(source, lo=lo, hi=hi)
+        into: Node = replace(source, lo=lo, hi=hi, value=node.value)
     else:
-        into = replace(source, lo=lo, hi=hi, sources=joined(source, node))
+        into = replace(source, lo=lo, hi=hi, sources=joined(source, node), value=node.value)
     return rewrite(graph, drop={node.name}, swap={source.name: into}, rename={node.name: node.inputs[0]})
 
 
