@@ -2,7 +2,7 @@
 
     <model>.h .c, tables, self-test, runtime/, CMakeLists.txt, README.md    what firmware takes
     <model>.kqgen.safetensors, <model>.pt2                                  for verification only
-    report.json, verify.json, bench.json, <model>.elf                       results
+    report.json, verify.json, bench.json, fidelity.json, <model>.elf        results
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BOARD_FILE = "board.toml"
 
 _SHOWN = 4
 _FILES = re.compile(
-    r"CMakeLists\.txt|README\.md|LICENSE|board\.toml|toolchain-\w+\.cmake|(report|verify|bench)\.json|runtime/kq\w*\.[ch]"
+    r"CMakeLists\.txt|README\.md|LICENSE|board\.toml|toolchain-\w+\.cmake|(report|verify|bench|fidelity)\.json|runtime/kq\w*\.[ch]"
 )
 _MODEL_FILES = (".h", ".c", "_tables.h", "_tables.c", "_selftest.c", ".elf", FLOAT_SUFFIX, GRAPH_SUFFIX)
 

@@ -21,6 +21,9 @@ from kqgen.errors import InputError
 from kqgen.ir import Float32, Graph, Input, Shape
 
 DEFAULT_LIMIT = 512
+LABELS = "labels"
+"""The array of an .npz that holds the class of each image; it is no input unless the model has one of that name."""
+
 _LARGEST_BYTES = 4 << 30
 _BATCH_AXIS = "N"
 _Array = npt.NDArray[Any]
@@ -65,7 +68,7 @@ def read_samples(source: object, graph: Graph, *, limit: int | None = DEFAULT_LI
     `source` is the path of an .npz, one array or tensor (N, c, h, w), a mapping from input name to array, or an iterable of batches;
     a batch is an array, a tensor, a mapping, or a tuple such as the (images, labels) of a DataLoader, whose first entries are taken.
     Values are float32, or uint8 taken as 0..255. A vector input of n features takes (N, n) or (N, n, 1, 1).
-    The arrays of an .npz are matched by input name, else by their order in the file.
+    The arrays of an .npz are matched by input name, else by their order in the file; `labels` among them is left to `read_labels`.
 
     Raises:
         InputError: no such file, not an .npz, object arrays, missing or surplus names, wrong dtype or shape, NaN or infinity, no image.
@@ -101,6 +104,41 @@ def read_samples(source: object, graph: Graph, *, limit: int | None = DEFAULT_LI
     return Samples(names=tuple(node.name for node in inputs), arrays=columns)
 
 
+def read_labels(path: Path, classes: int, *, limit: int | None = None) -> npt.NDArray[np.int64] | None:
+    """The array `labels` of an .npz, (N,) whole numbers 0..classes-1, the first `limit` of them (None: all); None when it has none.
+
+    Raises:
+        InputError: no such file, not an .npz, no whole numbers, another count than images, a label out of range.
+    """
+    shapes = dict(npz_shapes(path))
+    if LABELS not in shapes:
+        return None
+    array = dict(_read_npz(path, None, only=LABELS))[LABELS]
+    counts = {shape[:1] for name, shape in shapes.items() if name != LABELS}
+    if array.dtype.kind not in "iu" or array.ndim != 1:
+        raise InputError(
+            f"{path}: the labels have the wrong form", found=f"{array.dtype} {array.shape}", wanted="whole numbers (N,), one an image",
+            do="labels.astype(numpy.int64).reshape(-1); of scores take argmax(axis=1)",
+        )  # fmt: skip
+    if counts and array.shape not in counts:
+        images = ", ".join(str(count[0]) if count else "none" for count in sorted(counts))
+        raise InputError(
+            f"{path}: not as many labels as images", found=f"{len(array)} labels, {images} images", wanted="one label an image",
+            do="save images and labels of the same part of the data",
+        )  # fmt: skip
+    labels = array[:limit].astype(np.int64)
+    bad = (labels < 0) | (labels >= classes)
+    if bad.any():
+        first = int(np.argmax(bad))
+        raise InputError(
+            f"{path}: a label is no class of the network",
+            found=f"label {labels[first]} of image {first}; {int(bad.sum())} such labels",
+            wanted=f"0 to {classes - 1}, the numbers of its {classes} outputs",
+            do="count the classes from 0 as the network was trained to; drop images without a class",
+        )
+    return labels
+
+
 def npz_shapes(path: Path) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """Name and shape, with the image axis, of each array in an .npz, read from the headers alone.
 
@@ -110,8 +148,8 @@ def npz_shapes(path: Path) -> tuple[tuple[str, tuple[int, ...]], ...]:
     return tuple((name, array.shape) for name, array in _read_npz(path, 0))
 
 
-def _read_npz(path: Path, limit: int | None) -> Iterator[tuple[str, _Array]]:
-    """Name and array of each member, each cut to its first `limit` images; limit 0 reads headers only and yields zero-stride arrays."""
+def _read_npz(path: Path, limit: int | None, *, only: str | None = None) -> Iterator[tuple[str, _Array]]:
+    """Name and array of each member, or of `only`, each cut to its first `limit` images; 0 reads headers and yields zero-stride arrays."""
     do = "write it by numpy.savez('images.npz', images=array)"
     try:
         with zipfile.ZipFile(path) as archive:
@@ -119,6 +157,8 @@ def _read_npz(path: Path, limit: int | None) -> Iterator[tuple[str, _Array]]:
             if not members:
                 raise InputError(f"{path} holds no array", found="an archive without .npy members", wanted="an .npz", do=do)
             for item in members:
+                if only not in (None, item.filename.removesuffix(".npy")):
+                    continue
                 with archive.open(item) as stream:
                     yield item.filename.removesuffix(".npy"), _read_npy(path, item.filename, stream, limit)
     except FileNotFoundError as error:
@@ -155,6 +195,7 @@ def _read_npy(path: Path, member: str, stream: IO[bytes], limit: int | None) -> 
 
 def _match(where: str, named: Sequence[tuple[str, _Array]], inputs: Sequence[Input]) -> list[_Array]:
     names = [node.name for node in inputs]
+    named = [(name, array) for name, array in named if name != LABELS or LABELS in names]
     known = dict(named)
     if all(name in known for name in names):
         return [known[name] for name in names]
