@@ -14,7 +14,7 @@ Array = npt.NDArray[Any]
 ENTRY_BITS_MAX = 16
 CODEBOOK_BITS = 6
 CODEBOOK_VALUE_MAX = 31
-CODEWORD_L1_MAX = 255
+KERNEL_L1_MAX = 255
 
 _CHUNK = 1 << 19
 """Entries packed at a time, a multiple of 8 so that chunks end on whole bytes; bounds the temporary bit matrix to 8 MB."""
@@ -123,26 +123,26 @@ def unpack_indices(
     return (entries & code_mask).astype(np.int16), entries > code_mask
 
 
-def pack_codebook(values: Array) -> bytes:
+def pack_codebook(values: Array, additive: bool = False) -> bytes:
     """The table of a codebook: 6 bits a value, codeword by codeword, row by row (SPEC 4.3).
 
-    Shapes: values (codewords, k_h, k_w) integers -31..31, absolute values of a codeword summing to at most 255.
+    Shapes: values (codewords, k_h, k_w) integers -31..31, absolute values of a codeword summing to at most 255 unless it is `additive`.
     Raises: InternalError when a bound of SPEC 4.3 does not hold.
     """
     wide = np.asarray(values, dtype=np.int64)
     if wide.ndim != 3 or wide.size == 0:
         raise InternalError("a codebook must be (codewords, k_h, k_w)", found=str(wide.shape))
-    _check_codebook(wide, InternalError)
+    _check_codebook(wide, additive, InternalError)
     return pack_signed(wide, CODEBOOK_BITS)
 
 
-def unpack_codebook(data: bytes, codewords: int, k_h: int, k_w: int) -> npt.NDArray[np.int8]:
-    """(codewords, k_h, k_w) int8: the inverse of `pack_codebook`.
+def unpack_codebook(data: bytes, codewords: int, k_h: int, k_w: int, additive: bool = False) -> npt.NDArray[np.int8]:
+    """(codewords, k_h, k_w) int8: the inverse of `pack_codebook`; `codewords` counts those of both stages.
 
     Raises: as `unpack`, and InputError when a bound of SPEC 4.3 does not hold.
     """
     values = unpack_signed(data, CODEBOOK_BITS, codewords * k_h * k_w).reshape(codewords, k_h, k_w)
-    _check_codebook(values.astype(np.int64), InputError)
+    _check_codebook(values.astype(np.int64), additive, InputError)
     return values.astype(np.int8)
 
 
@@ -188,12 +188,12 @@ def _check_table(data: bytes, bits: int, count: int) -> None:
         raise InputError("a packed table has bits behind its last entry", found=f"last byte 0x{data[-1]:02x}", do="compile again")
 
 
-def _check_codebook(values: npt.NDArray[np.int64], error: type[InputError] | type[InternalError]) -> None:
+def _check_codebook(values: npt.NDArray[np.int64], additive: bool, error: type[InputError] | type[InternalError]) -> None:
     magnitudes = np.abs(values)
     if int(magnitudes.max(initial=0)) > CODEBOOK_VALUE_MAX:
         raise error("a codebook value does not fit 6 bits", found=str(int(magnitudes.max())), wanted=f"at most {CODEBOOK_VALUE_MAX}")
     sums = magnitudes.reshape(len(values), -1).sum(axis=1)
-    if int(sums.max(initial=0)) > CODEWORD_L1_MAX:
+    if not additive and int(sums.max(initial=0)) > KERNEL_L1_MAX:
         raise error(
-            f"codeword {int(sums.argmax())} sums to too much", found=str(int(sums.max())), wanted=f"absolute values up to {CODEWORD_L1_MAX}"
+            f"codeword {int(sums.argmax())} sums to too much", found=str(int(sums.max())), wanted=f"absolute values up to {KERNEL_L1_MAX}"
         )

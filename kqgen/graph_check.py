@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from kqgen import fixed
-from kqgen.bits import CODEBOOK_VALUE_MAX, CODEWORD_L1_MAX
 from kqgen.errors import InputError
+from kqgen.index_check import codebook_misfit, index_misfit
 from kqgen.intgraph import Array, IntAdd, IntAvgPool, IntClamp, IntCodebook, IntConv2d, IntGraph, IntNode, KqWeights, QTensor
 
 _SIDE_LIMIT = 65535
@@ -23,11 +23,8 @@ def check(graph: IntGraph) -> None:
     """Raises InputError naming the layer and field that no compiled network could have: names, shapes, dtypes, ranges of SPEC 3 to 5."""
     books = {codebook.name: codebook for codebook in graph.codebooks}
     for codebook in graph.codebooks:
-        whole = codebook.values.ndim == 3 and codebook.values.dtype == np.int8 and codebook.values.size > 0
-        _need(whole, f"codebook {codebook.name}", "values", f"{codebook.values.dtype} {codebook.values.shape}")
-        magnitudes = np.abs(codebook.values.astype(np.int64)).reshape(len(codebook.values), -1)
-        inside = magnitudes.max(initial=0) <= CODEBOOK_VALUE_MAX and magnitudes.sum(axis=1).max(initial=0) <= CODEWORD_L1_MAX
-        _need(bool(inside), f"codebook {codebook.name}", "values", "beyond the bounds of SPEC 4.3")
+        misfit = codebook_misfit(codebook)
+        _need(not misfit, f"codebook {codebook.name}", "values", misfit)
     known: dict[str, QTensor] = {}
     for tensor in graph.inputs:
         _tensor(f"input {tensor.name}", tensor, known)
@@ -85,11 +82,10 @@ def _conv(where: str, node: IntConv2d, source: QTensor, books: Mapping[str, IntC
     _need(stored.codebook in books, where, "codebook", stored.codebook)
     book = books[stored.codebook]
     _need(book.values.shape[1:] == node.kernel, where, "codebook", f"{book.values.shape[1:]} for kernels {node.kernel}")
-    _need(stored.index_bits == book.index_bits, where, "index_bits", str(stored.index_bits))
     _array(where, "codes", stored.codes, np.int16, (c_out, c_in))
     _array(where, "negative", stored.negative, np.bool_, (c_out, c_in))
-    _need(bool(np.all((stored.codes >= 0) & (stored.codes < book.codewords))), where, "codes", f"beyond {book.codewords} codewords")
-    _need(book.sign or not bool(stored.negative.any()), where, "negative", "signs with a codebook that has none")
+    field, found = index_misfit(stored, book)
+    _need(not field, where, field, found)
 
 
 def _requant(where: str, multiplier: Array, shift: Array, acc_shift: int) -> None:

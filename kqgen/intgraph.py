@@ -60,23 +60,44 @@ class IntCodebook:
 
     Attributes:
         name: C identifier.
-        values: (codewords, k_h, k_w) int8, each -31..31, sum of absolutes over a codeword <= 255.
-        sign: indices carry a sign bit: code c also serves as -c.
+        values: (stages * codewords, k_h, k_w) int8, each -31..31; the first stage's codewords come first. The sum of absolutes over a
+            kernel is at most 255: over every codeword, or, when additive, over the sum of each pair that a layer uses.
+        sign: indices carry a sign bit: the kernel also serves as its negative.
+        additive: a kernel is the sum of two codewords, one of each of two stages.
     """
 
     name: str
     values: Int8
     sign: bool
+    additive: bool = False
+
+    @property
+    def stages(self) -> int:
+        """How many codewords add up to a kernel: 2 when additive, else 1."""
+        return 2 if self.additive else 1
 
     @property
     def codewords(self) -> int:
-        """How many codewords are stored."""
-        return int(self.values.shape[0])
+        """How many codewords are stored in each stage."""
+        return int(self.values.shape[0]) // self.stages
 
     @property
     def index_bits(self) -> int:
-        """Bits of one index into this codebook, sign included."""
-        return index_bits(self.codewords, self.sign)
+        """Bits of one index that can name all codewords, sign included."""
+        return index_bits(self.codewords, self.sign, self.additive)
+
+    def stage_bits(self, width: int) -> int:
+        """Bits that an index of `width` bits has for the codeword of one stage; 0 leaves the first codeword alone."""
+        return (width - int(self.sign)) // self.stages
+
+    def index_text(self, width: int) -> str:
+        """The parts of an index of `width` bits as people write them: `7`, `9+sign`, `2x6+sign`."""
+        stages = "2x" if self.additive else ""
+        return f"{stages}{self.stage_bits(width)}{'+sign' if self.sign else ''}"
+
+    def named(self, width: int) -> int:
+        """How many codewords of each stage, from the first on, indices of `width` bits can name."""
+        return min(self.codewords, 1 << self.stage_bits(width))
 
     @property
     def packed_bytes(self) -> int:
@@ -108,9 +129,10 @@ class KqWeights:
 
     Attributes:
         codebook: name of the `IntCodebook`.
-        index_bits: bits of one stored entry, as the codebook has it.
-        codes: (c_out, c_in) int16, the codeword of each kernel, 0..codewords-1.
-        negative: (c_out, c_in) bool, the kernel is minus that codeword.
+        index_bits: bits of one stored entry: the codebook's own, or fewer when the layer uses its first codewords alone.
+        codes: (c_out, c_in) int16, the codeword of each kernel; with an additive codebook first + second * 2**stage_bits, each the
+            codeword's number within its stage, stage_bits = (index_bits - sign) / 2.
+        negative: (c_out, c_in) bool, the kernel is minus that codeword, or minus the sum.
     """
 
     codebook: str
@@ -124,9 +146,18 @@ class KqWeights:
         return -(-self.codes.size * self.index_bits // 8)
 
 
+def codeword_rows(weights: KqWeights, codebook: IntCodebook) -> npt.NDArray[np.int64]:
+    """Which of `codebook.values` add up to each kernel: (stages, c_out, c_in)."""
+    codes = weights.codes.astype(np.int64)
+    if not codebook.additive:
+        return codes[None]
+    bits = codebook.stage_bits(weights.index_bits)
+    return np.stack([codes & ((1 << bits) - 1), codebook.codewords + (codes >> bits)])
+
+
 def effective_kernels(weights: KqWeights, codebook: IntCodebook) -> Int8:
-    """The kernels that indices stand for, (c_out, k_h, k_w, c_in) int8, sign applied."""
-    kernels = codebook.values[weights.codes]
+    """The kernels that indices stand for, (c_out, k_h, k_w, c_in) int8 within -62..62, codewords summed, sign applied."""
+    kernels = codebook.values[codeword_rows(weights, codebook)].sum(axis=0, dtype=np.int8)
     signed = np.where(weights.negative[:, :, None, None], -kernels, kernels)
     return np.ascontiguousarray(signed.transpose(0, 2, 3, 1)).astype(np.int8)
 

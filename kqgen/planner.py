@@ -21,7 +21,7 @@ def make_plan(graph: IntGraph, forms: Mapping[str, Form] | None = None) -> Plan:
         forms: layers for which the form is given instead of chosen.
 
     Raises:
-        InternalError: the check refused the plan.
+        InternalError: the check refused the plan, or a form given does not suit its layer.
     """
     rooms: dict[str, Room] = {}
     made = memory.plan(graph, schedule(graph, forms))

@@ -64,11 +64,12 @@ class RamBytes:
 
 @dataclass(frozen=True, slots=True)
 class CodebookReport:
-    """One codebook: its stored codewords and packed size."""
+    """One codebook: its stored codewords (of each stage), its packed size, and how many stages it has."""
 
     name: str
     codewords: int
     flash_bytes: int
+    stages: int = dataclasses.field(default=1, metadata=IN_TABLES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +184,7 @@ def build(plan: Plan, board: Board, measured: Measured | None) -> Report:
         flash_bytes=flash,
         ram_bytes=RamBytes(plan.arena_bytes, inputs, outputs, stack, None if stack is None else fixed_ram + stack),
         macs=sum(layer.macs for layer in layers),
-        codebooks=tuple(CodebookReport(book.name, book.codewords, book.packed_bytes) for book in graph.codebooks),
+        codebooks=tuple(CodebookReport(book.name, book.codewords, book.packed_bytes, book.stages) for book in graph.codebooks),
         layers=layers,
         fullest=labels[fullest_step(plan)],
         int8_tables_bytes=_int8_tables_bytes(graph),
@@ -268,8 +269,7 @@ def _layer(node: IntNode, label: str, step: Step, graph: IntGraph) -> LayerRepor
         reason = f"{node.reason}; {step.form_reason}"
         if isinstance(node.weights, KqWeights):
             index_bits = node.weights.index_bits
-            sign = graph.codebook(node.weights.codebook).sign
-            weights = f"KQ {index_bits - 1}+sign" if sign else f"KQ {index_bits}"
+            weights = f"KQ {graph.codebook(node.weights.codebook).index_text(index_bits)}"
         else:
             weights = f"int{node.weights.bits}"
     return LayerReport(

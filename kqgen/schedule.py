@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kqgen.intgraph import IntCodebook, IntConv2d, IntGraph, IntNode, KqWeights
+from kqgen.errors import InternalError
+from kqgen.intgraph import IntConv2d, IntGraph, IntNode, KqWeights
 from kqgen.plan import Form, Step
 
 
@@ -45,6 +46,9 @@ def schedule(graph: IntGraph, forms: Mapping[str, Form] | None = None, rooms: Ma
         graph: integer graph.
         forms: layers for which the form is given instead of chosen (`decode` or `reuse`).
         rooms: scratch of the layers that may take more than ROOMS[0].
+
+    Raises:
+        InternalError: reuse was asked for a layer with an additive codebook.
     """
     asked, given = forms or {}, rooms or {}
     return tuple(_step(graph, node, asked.get(node.name), given.get(node.name, ROOMS[0])) for node in graph.nodes)
@@ -60,12 +64,16 @@ def _step(graph: IntGraph, node: IntNode, asked: Form | None, room: Room) -> Ste
         scratch = _round4(tile * _taps(node)) + im2col_bytes(node)
         return Step(node.name, "unpack", tile, scratch, f"{stored.bits}-bit weights, {tile} output channels expanded at a time")
     codebook = graph.codebook(stored.codebook)
+    if codebook.additive:
+        if asked == "reuse":
+            raise InternalError(f"layer {node.name}: form reuse does not suit an additive codebook")
+        return Step(node.name, "decode", tile, decode_scratch_bytes(node, tile), "sums of two codewords are decoded")
     decode, reuse = decode_cycles(node, tile), reuse_cycles(node, stored)
     form: Form = asked or ("reuse" if reuse < decode else "decode")
     why = f"about {decode:.0f} cycles a pixel pair and input channel decoded, {reuse:.0f} reused"
     if form == "reuse":
         pixels = tile_pixels(node, room.pixels)
-        return Step(node.name, "reuse", pixels, reuse_scratch_bytes(node, codebook, pixels), why)
+        return Step(node.name, "reuse", pixels, reuse_scratch_bytes(node, codebook.named(stored.index_bits), pixels), why)
     return Step(node.name, "decode", tile, decode_scratch_bytes(node, tile), why)
 
 
@@ -103,16 +111,16 @@ def decode_scratch_bytes(node: IntConv2d, tile: int) -> int:
     return 8 * (n + 1) * node.in_shape[2] + _round4(tile * _taps(node))
 
 
-def reuse_scratch_bytes(node: IntConv2d, codebook: IntCodebook, tile: int) -> int:
-    """SPEC 6.4, reuse."""
+def reuse_scratch_bytes(node: IntConv2d, codewords: int, tile: int) -> int:
+    """SPEC 6.4, reuse; `codewords` are those that the layer's indices can name."""
     n = node.kernel[0] * node.kernel[1]
     return (
         4 * tile * node.output.c
-        + 4 * codebook.codewords * (tile // 2)
+        + 4 * codewords * (tile // 2)
         + 4 * n * tile
         + 4 * (n + 1) * (tile // 2)
-        + _round4(codebook.codewords * n)
-        + _round4(2 * codebook.codewords)
+        + _round4(codewords * n)
+        + _round4(2 * codewords)
     )
 
 

@@ -37,7 +37,10 @@ from kqgen.intgraph import (
     UniformWeights,
 )
 
-SCHEMA = 1
+SCHEMA = 2
+PLAIN_SCHEMA = 1
+"""Of files written before codebooks could be additive: theirs are not."""
+
 METADATA_KEY = "kqgen"
 
 _CLASSES: Mapping[str, type] = {
@@ -73,10 +76,13 @@ def read(path: Path) -> tuple[IntGraph, Mapping[str, Any]]:
             metadata = file.metadata() or {}
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
         document = json.loads(metadata[METADATA_KEY])
-        if document["schema"] != SCHEMA:
-            found = str(document["schema"])
-            raise InputError(f"{path.name} has another schema", found=found, wanted=str(SCHEMA), do="compile the model again")
-        graph = _decode(IntGraph, document["graph"], arrays)
+        if document["schema"] not in (PLAIN_SCHEMA, SCHEMA):
+            found, wanted = str(document["schema"]), f"{PLAIN_SCHEMA} or {SCHEMA}"
+            raise InputError(f"{path.name} has another schema", found=found, wanted=wanted, do="compile the model again")
+        stored = document["graph"]
+        if document["schema"] == PLAIN_SCHEMA:
+            stored = {**stored, "codebooks": [{**codebook, "additive": False} for codebook in stored["codebooks"]]}
+        graph = _decode(IntGraph, stored, arrays)
     except InputError:
         raise
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:

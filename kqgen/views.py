@@ -311,7 +311,8 @@ def _layer_lines(plan: Plan) -> tuple[str, ...]:
         stored = (weights_text(plan.graph, node), bits_per_weight_text(node))
         rows.append((str(number), node.name, op_text(node), shape_text(node.output), *stored, form, size))
     for codebook in plan.graph.codebooks:
-        text = f"codebook, {codebook.codewords} of {codebook.values.shape[1]}x{codebook.values.shape[2]}"
+        stages = "2 x " if codebook.additive else ""
+        text = f"codebook, {stages}{codebook.codewords} of {codebook.values.shape[1]}x{codebook.values.shape[2]}"
         rows.append(("", codebook.name, text, "", "6-bit", "", "", thousands(codebook.packed_bytes)))
     rows.append(("", "total", "", "", "", "", "", thousands(tables_bytes(plan.graph))))
     return aligned_rows(rows, right=(0, 5, 7))

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kqgen.errors import InternalError
+from kqgen.index_check import index_misfit
 from kqgen.intgraph import (
     IntAdd,
     IntAvgPool,
@@ -225,12 +226,12 @@ def _conv(graph: IntGraph, node: IntConv2d, tile: int, tables: ConvTables, codeb
     if not isinstance(stored, KqWeights):
         return Conv2dParams("params/conv2d.j2", window, requant_params, tables.pad_values, pad_value, tables.weights, stored.bits)
     codebook = graph.codebook(stored.codebook)
-    if codebook.index_bits != stored.index_bits or codebook.values.shape[1:] != node.kernel:
-        raise InternalError(
-            f"layer {node.name} does not suit codebook {codebook.name}",
-            found=f"{stored.index_bits}-bit indices, {node.kernel} kernels",
-            wanted=f"{codebook.index_bits}-bit indices, {codebook.values.shape[1:]} kernels",
-        )
+    if codebook.values.shape[1:] != node.kernel:
+        found, wanted = f"{node.kernel} kernels", f"{codebook.values.shape[1:]} kernels"
+        raise InternalError(f"layer {node.name} does not suit codebook {codebook.name}", found=found, wanted=wanted)
+    field, found = index_misfit(stored, codebook)
+    if field:
+        raise InternalError(f"layer {node.name}: {field} do not suit codebook {codebook.name}", found=found)
     return Conv2dKqParams(
         template="params/conv2d_kq.j2",
         window=window,
@@ -239,7 +240,7 @@ def _conv(graph: IntGraph, node: IntConv2d, tile: int, tables: ConvTables, codeb
         pad_value=pad_value,
         indices=tables.weights,
         codebook=codebooks[codebook.name],
-        codewords=_fits(node, codebook.codewords, UINT16, "codewords"),
+        codewords=_fits(node, codebook.codewords if codebook.additive else codebook.named(stored.index_bits), UINT16, "codewords"),
         index_bits=_fits(node, stored.index_bits, (1, 12), "index_bits"),
         sign=int(codebook.sign),
     )

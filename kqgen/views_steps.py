@@ -18,18 +18,15 @@ from kqgen.intgraph import (
     KqWeights,
     Pair,
     QTensor,
+    UniformWeights,
 )
 from kqgen.plan import Form, Plan
 from kqgen.sizes import struct_name
 from kqgen.views_params import Params, params
 from kqgen.views_text import comment_lines, flow
 
-CONV_FUNCTIONS: Mapping[Form, str] = {
-    "direct": "kq_conv2d_s8",
-    "unpack": "kq_conv2d_s8",
-    "decode": "kq_conv2d_decode_s8",
-    "reuse": "kq_conv2d_reuse_s8",
-}
+INDEXED_FUNCTIONS: Mapping[Form, str] = {"decode": "kq_conv2d_decode_s8", "reuse": "kq_conv2d_reuse_s8"}
+ADDITIVE_FUNCTIONS: Mapping[Form, str] = {"decode": "kq_conv2d_decode_additive_s8"}
 
 ARENA = "mem"
 """Name of the arena's bytes inside the generated function."""
@@ -105,13 +102,13 @@ def modules_text(node: IntNode) -> str:
 
 
 def weights_text(graph: IntGraph, node: IntNode) -> str:
-    """How a layer's weights are stored, empty for a layer without any: `8-bit`, `KQ 6-bit`, `KQ 9+sign`."""
+    """How a layer's weights are stored, empty for a layer without any: `8-bit`, `KQ 6-bit`, `KQ 9+sign`, `KQ 2x6-bit`, `KQ 2x5+sign`."""
     if not isinstance(node, IntConv2d):
         return ""
     if not isinstance(node.weights, KqWeights):
         return f"{node.weights.bits}-bit"
-    sign = graph.codebook(node.weights.codebook).sign
-    return f"KQ {node.weights.index_bits - 1}+sign" if sign else f"KQ {node.weights.index_bits}-bit"
+    codebook = graph.codebook(node.weights.codebook)
+    return f"KQ {codebook.index_text(node.weights.index_bits)}{'' if codebook.sign else '-bit'}"
 
 
 def bits_per_weight_text(node: IntNode) -> str:
@@ -156,19 +153,19 @@ def _step_view(
         ident=ident,
         c_type=struct_name(node),
         params=params(plan.graph, node, step.tile, ident, codebooks),
-        call=flow(f"{_function(node, step.form)}(", arguments, ", ", ");", indent=4),
+        call=flow(f"{_function(plan.graph, node, step.form)}(", arguments, ", ", ");", indent=4),
         result=buffers[node.output.name],
         result_bytes=node.output.size_bytes,
     )
 
 
-def _function(node: IntNode, form: Form) -> str:
+def _function(graph: IntGraph, node: IntNode, form: Form) -> str:
     match node:
         case IntConv2d():
-            allowed = {"KqWeights": ("decode", "reuse"), 8: ("direct",), 6: ("unpack",), 4: ("unpack",)}
-            if form not in allowed["KqWeights" if isinstance(node.weights, KqWeights) else node.weights.bits]:
+            functions = _conv_functions(graph, node.weights)
+            if form not in functions:
                 raise InternalError(f"layer {node.name}: form {form} does not suit its weights")
-            return CONV_FUNCTIONS[form]
+            return functions[form]
         case IntAdd():
             return "kq_add_s8"
         case IntAvgPool():
@@ -181,3 +178,10 @@ def _function(node: IntNode, form: Form) -> str:
             return "kq_slice_pad_s8"
         case _:
             raise InternalError(f"layer {node.name}: the runtime has no function for {type(node).__name__}")
+
+
+def _conv_functions(graph: IntGraph, weights: UniformWeights | KqWeights) -> Mapping[Form, str]:
+    """The runtime's function for each form in which such weights can run."""
+    if isinstance(weights, KqWeights):
+        return ADDITIVE_FUNCTIONS if graph.codebook(weights.codebook).additive else INDEXED_FUNCTIONS
+    return {"direct" if weights.bits == 8 else "unpack": "kq_conv2d_s8"}

@@ -59,12 +59,14 @@ def layer_tables(graph: IntGraph, prefix: str, node: IntConv2d, modules: str) ->
 def codebook_table(ident: str, codebook: IntCodebook, users: str) -> TableGroupView:
     """The table of one codebook; `users` lists the layers that index it."""
     count, k_h, k_w = codebook.values.shape
+    meant = f", a kernel is the sum of one of the first {codebook.codewords} and one of the others" if codebook.additive else ""
+    negative = ", also negated" if codebook.additive else ", each also its negative"
     what = (
         f"{_counted(count, 'codeword')} x {_counted(k_h * k_w, 'value')} x 6 bits, two's complement, row by row"
-        f"{', each also its negative' if codebook.sign else ''}: SPEC 4.3"
+        f"{meant}{negative if codebook.sign else ''}: SPEC 4.3"
     )
     heading = comment_lines(f"---- {codebook.name}, the codebook of {users}")
-    return TableGroupView(heading, (_packed(ident, pack_codebook(codebook.values), codebook.packed_bytes, what),))
+    return TableGroupView(heading, (_packed(ident, pack_codebook(codebook.values, codebook.additive), codebook.packed_bytes, what),))
 
 
 def _counted(count: int, word: str) -> str:
@@ -79,7 +81,10 @@ def _weights_table(graph: IntGraph, ident: str, node: IntConv2d) -> TableView:
         order = f"[{c_out} out][{k_h}][{k_w}][{c_in} in]"
         what = f"{_counted(stored.values.size, 'weight')} x {stored.bits} bits, two's complement, {order}: SPEC 4.4"
         return _packed(ident, pack_uniform(stored.values, stored.bits), stored.packed_bytes, what)
-    split = f" ({stored.index_bits - 1} index, 1 sign)" if graph.codebook(stored.codebook).sign else ""
+    codebook = graph.codebook(stored.codebook)
+    one = codebook.stage_bits(stored.index_bits)
+    parts = [f"{one} + {one} index" if codebook.additive else f"{one} index", *(["1 sign"] if codebook.sign else [])]
+    split = f" ({', '.join(parts)})" if codebook.additive or codebook.sign else ""
     what = f"{_counted(stored.codes.size, 'kernel')} x {_counted(stored.index_bits, 'bit')}{split}, [{c_in} in][{c_out} out]: SPEC 4.2"
     return _packed(ident, pack_indices(stored.codes, stored.negative, stored.index_bits), stored.packed_bytes, what)
 

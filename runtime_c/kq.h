@@ -25,6 +25,10 @@ void kq_conv2d_s8_ref(const kq_conv2d *conv, const int8_t *input, int8_t *output
 void kq_conv2d_decode_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
 void kq_conv2d_decode_s8_ref(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
 
+/* As kq_conv2d_decode_s8 by an additive codebook: a kernel is the sum of two codewords, one of each stage. SPEC 4.2, 5.1, 6.2. */
+void kq_conv2d_decode_additive_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
+void kq_conv2d_decode_additive_s8_ref(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
+
 /* Convolution by lookup, each codeword's dot product computed once for a tile of output pixels. SPEC 5.1, 6.3. */
 void kq_conv2d_reuse_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
 void kq_conv2d_reuse_s8_ref(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);

@@ -68,7 +68,7 @@ KQGEN_CODE static KQ_NOINLINE void pack_channel(
             total += packed;
             offsets += 2;
         }
-        taps[n] = kq_closing_word(total);
+        taps[n] = kq_closing_word(total, KQ_WEIGHT_OFFSET);
         taps += n + 1u;
     }
 }

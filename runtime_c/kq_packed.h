@@ -1,7 +1,8 @@
 /* Two output pixels in one word (SPEC 6.2, 6.3): one 32-bit multiply serves both.
  *
- * A tap of both pixels is packed as x0 + x1 * 2^16 mod 2^32. Weights are stored plus 32, as unsigned bytes 1..63. A channel's taps are
- * followed by the word 2^15 - 32 * (sum of the taps), so that starting from it the sum over one kernel is
+ * A tap of both pixels is packed as x0 + x1 * 2^16 mod 2^32. Weights are stored plus 32, as unsigned bytes 1..63, or as the sum of two such
+ * bytes plus 64. A channel's taps are followed by the word 2^15 - 32 (or 64) * (sum of the taps), so that starting from it the sum over
+ * one kernel is
  *     S = 2^15 + s0 + s1 * 2^16 mod 2^32,
  * where s0 and s1 are the two pixels' dot products, -32640..32640 by SPEC 4.3. Hence 0 < 2^15 + s0 < 2^16, and S splits without a carry:
  * s0 = S mod 2^16 - 2^15, s1 = floor(int32(S) / 2^16).
@@ -50,10 +51,10 @@ static KQ_INLINE void kq_add_tap(uint32_t weight, uint32_t x0, uint32_t x1, uint
     KQ_SIDE_BY_SIDE(*sum0, *sum1);
 }
 
-/* The word after a channel's taps, whose packed words add up to `total`. */
-KQGEN_CODE static inline uint32_t kq_closing_word(uint32_t total)
+/* The word after a channel's taps, whose packed words add up to `total`, for values stored plus `offset`. */
+KQGEN_CODE static inline uint32_t kq_closing_word(uint32_t total, uint32_t offset)
 {
-    return KQ_LANE_OFFSET - KQ_WEIGHT_OFFSET * total;
+    return KQ_LANE_OFFSET - offset * total;
 }
 
 /* The signed number in the high half of a word, modulo 2^32; s1 of a packed sum. */

@@ -94,9 +94,9 @@ typedef struct {
     const int8_t *pad_values; /* c_in of them; NULL: every channel's is pad_value */
     const uint8_t *indices;
     const uint8_t *codebook;
-    uint16_t codewords;
+    uint16_t codewords; /* additive: of the codebook's first stage; else: of the codebook, from the first on, as many as indices can name */
     uint8_t index_bits; /* 1..12, the sign bit counted */
-    uint8_t sign;       /* 1: the top bit of an index negates the codeword */
+    uint8_t sign;       /* 1: the top bit of an index negates the codeword, or the sum of two */
     int8_t pad_value;
     uint8_t reserved[3];
 } kq_conv2d_kq;

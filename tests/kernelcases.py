@@ -30,23 +30,52 @@ class Uniform:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Indexed:
-    """Kernels stored as indices: codebook (codewords, k_h, k_w); codes and negative (c_out, c_in)."""
+    """Kernels stored as indices: codebook (codewords of all stages, k_h, k_w); codes and negative (c_out, c_in).
+
+    `second` (c_out, c_in) names the codeword of the second stage, if there is one; `width` is that of an index, 0 the smallest that can
+    name all codewords.
+    """
 
     codebook: Array
     codes: Array
     negative: Array
     sign: bool
+    second: Array | None = None
+    width: int = 0
+
+    @property
+    def codewords(self) -> int:
+        """Stored codewords of one stage."""
+        return len(self.codebook) // (1 if self.second is None else 2)
 
     @property
     def index_bits(self) -> int:
         """SPEC 4.2."""
-        return max(1, int(np.ceil(np.log2(len(self.codebook)))) + int(self.sign))
+        stage = int(np.ceil(np.log2(self.codewords)))
+        return self.width or max(1, stage * (1 if self.second is None else 2) + int(self.sign))
+
+    @property
+    def stage_bits(self) -> int:
+        """Bits of an index that name one codeword."""
+        return (self.index_bits - int(self.sign)) // (1 if self.second is None else 2)
+
+    @property
+    def nameable(self) -> int:
+        """Codewords of a stage that an index can name."""
+        return min(self.codewords, 2**self.stage_bits)
+
+    @property
+    def stored_codes(self) -> Array:
+        """(c_out, c_in) integers as they stand in the table, the sign left out."""
+        return self.codes if self.second is None else self.codes + self.second * 2**self.stage_bits
 
     @property
     def values(self) -> Array:
         """(c_out, k_h, k_w, c_in) integers."""
-        signs = np.where(self.negative, -1, 1)[:, :, None, None]
-        return (self.codebook[self.codes] * signs).transpose(0, 2, 3, 1)
+        kernels = self.codebook[self.codes].astype(np.int64)
+        if self.second is not None:
+            kernels += self.codebook[self.codewords + self.second]
+        return (kernels * np.where(self.negative, -1, 1)[:, :, None, None]).transpose(0, 2, 3, 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,7 +167,7 @@ def scratch_bytes(case: ConvCase, form: str) -> int:
         packed_taps: int = 8 * (n + 1) * c_in
         return packed_taps + up(case.tile * n * c_in)
     assert isinstance(case.weights, Indexed)
-    codewords, pairs = len(case.weights.codebook), case.tile // 2
+    codewords, pairs = case.weights.nameable, case.tile // 2
     parts = [4 * case.tile * c_out, 4 * codewords * pairs, 4 * n * case.tile, 4 * (n + 1) * pairs, codewords * n, 2 * codewords]
     return sum(up(part) for part in parts)
 
@@ -169,12 +198,29 @@ def codebook(rng: np.random.Generator, codewords: int, kernel: Pair, at_bound: b
     return signed
 
 
-def indexed(rng: np.random.Generator, c_out: int, c_in: int, book: Array, sign: bool) -> Indexed:
-    """Every codeword is used where there are kernels enough, the last one always."""
-    codes = rng.integers(0, len(book), (c_out, c_in))
-    codes.flat[-1] = len(book) - 1
+def indexed(rng: np.random.Generator, c_out: int, c_in: int, book: Array, sign: bool, width: int = 0) -> Indexed:
+    """Every codeword that the width can name is used where there are kernels enough, the last one always."""
+    most = min(len(book), 2 ** (width - sign)) if width else len(book)
+    codes = rng.integers(0, most, (c_out, c_in))
+    codes.flat[-1] = most - 1
     negative = (rng.random((c_out, c_in)) < 0.5) & sign
-    return Indexed(book, codes.astype(np.int16), negative, sign)
+    return Indexed(book, codes.astype(np.int16), negative, sign, width=width)
+
+
+def additive(rng: np.random.Generator, c_out: int, c_in: int, kernel: Pair, codewords: int, sign: bool, width: int = 0) -> Indexed:
+    """Two stages whose every pair keeps the bound of SPEC 4.3; the last codeword of each that the width can name is used.
+
+    Values reach 31 alike in both stages, so that sums reach 62; where the kernel is large, each stage has half of the bound.
+    """
+    half = codebook(rng, 2 * codewords, kernel).reshape(2 * codewords, -1).astype(np.int64)
+    while int(np.abs(half).sum(axis=1).max()) > 127:
+        long = np.abs(half).sum(axis=1) > 127
+        half[long] = np.where(rng.random((int(long.sum()), half.shape[1])) < 0.3, 0, half[long])
+    most = min(codewords, 2 ** ((width - sign) // 2)) if width else codewords
+    first, second = rng.integers(0, most, (2, c_out, c_in))
+    first.flat[-1] = second.flat[-1] = most - 1
+    negative = (rng.random((c_out, c_in)) < 0.5) & sign
+    return Indexed(half.reshape(-1, *kernel).astype(np.int8), first.astype(np.int16), negative, sign, second.astype(np.int16), width)
 
 
 def uniform(rng: np.random.Generator, c_out: int, c_in: int, kernel: Pair, bits: int) -> Uniform:
@@ -273,3 +319,56 @@ def indexed_cases() -> list[ConvCase]:
     small = indexed(rng, 5, 3, np.ones((2, 1, 1), np.int8), True)
     cases.extend(conv_case(rng, f"acc_shift {a}", inputs(rng, (3, 4, 3), "any"), small, tile=2, acc_shift=a) for a in (1, 3, 7, 15))
     return cases
+
+
+def narrow_cases() -> list[ConvCase]:
+    """Every width of an index into a codebook that has more codewords than the layer uses."""
+    rng, cases = np.random.default_rng(97), []
+    for own, sign in product((5, 9, 12), (False, True)):
+        book = codebook(rng, 2 ** (own - sign) - 3, (3, 3))
+        for width in range(1, own):
+            weights = indexed(rng, 9, 6, book, sign, width)
+            assert (weights.index_bits, weights.nameable) == (width, 2 ** (width - sign))
+            label = f"{width} of {own} bits, sign {sign}"
+            cases.append(conv_case(rng, label, inputs(rng, (5, 6, 6), "any"), weights, padding=(1, 1, 1, 1), tile=4))
+    return cases
+
+
+def additive_cases() -> list[ConvCase]:
+    """Layers whose kernels are sums of two codewords: the geometries, every index width, full and narrow, then corners."""
+    cases = []
+    for number, (rng, label, kernel, stride, padding, x, c_out) in enumerate(geometries()):
+        weights = additive(rng, c_out, x.shape[2], kernel, 1 + number * 5 % 30, bool(number % 2))
+        tile = int(rng.integers(1, c_out + 2))
+        name = f"2 x {weights.codewords} words {label} tile {tile}"
+        cases.append(conv_case(rng, name, x, weights, stride, padding, tile, bool(number // 3 % 2)))
+    rng = np.random.default_rng(96)
+    for stage, sign in product(range(7), (False, True)):
+        if 2 * stage + sign <= 12:
+            weights = additive(rng, 6, 7, (3, 3), 2**stage, sign)
+            label = f"index of {weights.index_bits} bits, sign {sign}, two stages"
+            cases.append(conv_case(rng, label, inputs(rng, (5, 5, 7), "any"), weights, padding=(1, 1, 1, 1), tile=4))
+    for stage, sign in product(range(5), (False, True)):
+        width = max(1, 2 * stage + sign)
+        weights = additive(rng, 6, 7, (3, 3), 27, sign, width)
+        assert weights.index_bits < 10 + sign
+        cases.append(conv_case(rng, f"{width} of {10 + sign} bits, two stages", inputs(rng, (5, 5, 7), "any"), weights, tile=4))
+    for kind, negative in product(("low", "high", "ends"), (False, True)):
+        weights = extreme_pairs(64, negative)
+        cases.append(conv_case(rng, f"saturating sums {kind}", inputs(rng, (5, 6, 64), kind), weights, padding=(1, 0, 1, 1), tile=5))
+    return cases
+
+
+def extreme_pairs(c_in: int, negative: bool) -> Indexed:
+    """Four output channels of 3x3 kernels whose absolute values sum to exactly 255, by codewords of 31 and -31 that alone may pass that:
+    values of 62, of -62, of 31, and of 31 and -31 in turn. Pairs that are not in use are beyond the bound.
+    """
+    plus = np.full(9, 31)
+    four = np.array([31, 31, 31, 31, 0, 0, 0, 0, 0])
+    turn = plus * np.where(np.arange(9) % 2, -1, 1)
+    back = np.array([0, 0, 0, 0, 0, 0, 0, 0, -24])
+    first = np.stack([four, -four, plus, turn])
+    second = np.stack([four + 7 * (np.arange(9) == 4), -four - 7 * (np.arange(9) == 4), back, back])
+    codes = np.repeat(np.arange(4)[:, None], c_in, axis=1).astype(np.int16)
+    book = np.concatenate([first, second]).reshape(8, 3, 3).astype(np.int8)
+    return Indexed(book, codes, np.full(codes.shape, negative), True, codes)

@@ -18,7 +18,18 @@ from typing import Any
 
 import cffi
 import numpy as np
-from kernelcases import Array, ConvCase, Indexed, Uniform, expected, indexed_cases, scratch_bytes, uniform_cases
+from kernelcases import (
+    Array,
+    ConvCase,
+    Indexed,
+    Uniform,
+    additive_cases,
+    expected,
+    indexed_cases,
+    narrow_cases,
+    scratch_bytes,
+    uniform_cases,
+)
 
 from kqgen import bits
 from kqgen.hostlib import STRICT_FLAGS
@@ -147,9 +158,11 @@ class Kernels:
             else:
                 indices, book = indexed_tables(case.weights)
                 tables = {"indices": place(indices, "uint8_t *", 1), "codebook": place(book, "uint8_t *", 3)}
-                sizes = {"codewords": len(case.weights.codebook), "index_bits": case.weights.index_bits, "sign": int(case.weights.sign)}
+                summed = case.weights.second is not None
+                codewords = case.weights.codewords if summed else case.weights.nameable
+                sizes = {"codewords": codewords, "index_bits": case.weights.index_bits, "sign": int(case.weights.sign)}
                 layer = self.ffi.new("kq_conv2d_kq *", {**common, **tables, **sizes})
-                function = f"kq_conv2d_{form}_s8"
+                function = f"kq_conv2d_{form}{'_additive' if summed else ''}_s8"
             garbage = np.random.default_rng(len(case.label)).integers(0, 256, scratch_bytes(case, form)).astype(np.uint8)
             scratch = place(garbage.tobytes(), "void *")
             output = place(bytes([0x55]) * (h * w * c_out), "int8_t *", 1)
@@ -160,7 +173,8 @@ class Kernels:
 
 def indexed_tables(weights: Indexed) -> tuple[bytes, bytes]:
     """(indices, codebook) as they are stored."""
-    return bits.pack_indices(weights.codes, weights.negative, weights.index_bits), bits.pack_codebook(weights.codebook)
+    book = bits.pack_codebook(weights.codebook, weights.second is not None)
+    return bits.pack_indices(weights.stored_codes, weights.negative, weights.index_bits), book
 
 
 def forms(case: ConvCase) -> list[tuple[str, ConvCase, bool]]:
@@ -168,6 +182,8 @@ def forms(case: ConvCase) -> list[tuple[str, ConvCase, bool]]:
     if isinstance(case.weights, Uniform):
         form = "direct" if case.weights.bits == 8 else "unpack"
         return [(form, case, False), (form, case, True)]
+    if case.weights.second is not None:
+        return [("decode", case, False), ("decode", case, True)]
     reuse = replace(case, tile=REUSE_TILES[len(case.label) % len(REUSE_TILES)])
     return [("decode", case, False), ("decode", case, True), ("reuse", reuse, False), ("reuse", reuse, True)]
 
@@ -186,7 +202,7 @@ def main(folder: str) -> None:
     """Runs every case in every form and compares; prints how many."""
     kernels = load(Path(folder))
     runs = 0
-    for case in [*uniform_cases(), *indexed_cases()]:
+    for case in [*uniform_cases(), *indexed_cases(), *narrow_cases(), *additive_cases()]:
         wanted = expected(case)
         for form, variant, ref in forms(case):
             if not np.array_equal(kernels.conv(variant, form, ref), wanted):

@@ -12,12 +12,16 @@ from kernelcases import (
     Indexed,
     Uniform,
     accumulators,
+    additive,
+    additive_cases,
     codebook,
     conv_case,
     expected,
+    extreme_pairs,
     indexed,
     indexed_cases,
     inputs,
+    narrow_cases,
     scratch_bytes,
     uniform,
     uniform_cases,
@@ -25,9 +29,10 @@ from kernelcases import (
 from kernellib import Kernels, forms
 
 from kqgen import schedule
-from kqgen.intgraph import IntCodebook, IntConv2d, KqWeights, QTensor, Requant, UniformWeights
+from kqgen.index_check import index_misfit
+from kqgen.intgraph import IntCodebook, IntConv2d, KqWeights, QTensor, Requant, UniformWeights, effective_kernels
 
-UNIFORM, INDEXED = uniform_cases(), indexed_cases()
+UNIFORM, INDEXED, NARROW, ADDITIVE = uniform_cases(), indexed_cases(), narrow_cases(), additive_cases()
 
 
 def check(kernels: Kernels, cases: list[ConvCase]) -> None:
@@ -69,6 +74,30 @@ def test_indexed_kernels_in_both_forms(kernels: Kernels, kernel: tuple[int, int]
     check(kernels, [case for case in INDEXED if case.kernel == kernel])
 
 
+@pytest.mark.parametrize("kernel", KERNELS, ids=str)
+def test_sums_of_two_codewords(kernels: Kernels, kernel: tuple[int, int]) -> None:
+    check(kernels, [case for case in ADDITIVE if case.kernel == kernel])
+
+
+def test_indices_narrower_than_their_codebook_in_both_forms(kernels: Kernels) -> None:
+    check(kernels, NARROW)
+
+
+def test_cases_of_two_codewords_and_of_narrow_indices_reach_the_ends() -> None:
+    sums = [case.weights for case in ADDITIVE if isinstance(case.weights, Indexed)]
+    assert {(weights.index_bits, weights.sign) for weights in sums} >= {
+        *((max(1, 2 * stage), False) for stage in range(7)), *((2 * stage + 1, True) for stage in range(6)),
+    }  # fmt: skip
+    assert {weights.width for weights in sums} >= {0, 1, 2, 3, 4, 9}
+    values = np.concatenate([weights.values.ravel() for weights in sums])
+    assert (values.min(), values.max()) == (-62, 62)
+    assert max(int(np.abs(weights.values).sum((1, 2)).max()) for weights in sums) == 255
+    assert max(int(np.abs(weights.codebook.astype(int)).sum((1, 2)).max()) for weights in sums) == 279
+    narrow = [case.weights for case in NARROW if isinstance(case.weights, Indexed)]
+    assert {weights.index_bits for weights in narrow} == set(range(1, 12))
+    assert all(int(weights.codes.max()) == weights.nameable - 1 < weights.codewords - 1 for weights in narrow)
+
+
 @pytest.mark.parametrize("tile", [1, 2, 5, 16, 17, 30])
 def test_the_tile_does_not_matter(kernels: Kernels, tile: int) -> None:
     rng = np.random.default_rng(tile)
@@ -78,6 +107,8 @@ def test_the_tile_does_not_matter(kernels: Kernels, tile: int) -> None:
     wanted = expected(case)
     np.testing.assert_array_equal(kernels.conv(replace(case, tile=tile), "decode"), wanted)
     np.testing.assert_array_equal(kernels.conv(replace(case, tile=2 * tile), "reuse"), wanted)
+    summed = conv_case(rng, "tiles", x, additive(rng, 17, 5, (3, 3), 12, True), padding=(1, 1, 1, 1))
+    np.testing.assert_array_equal(kernels.conv(replace(summed, tile=tile), "decode"), expected(summed))
     plain = conv_case(rng, "tiles", x, uniform(rng, 17, 5, (3, 3), 6), padding=(1, 1, 1, 1))
     np.testing.assert_array_equal(kernels.conv(replace(plain, tile=tile), "unpack"), expected(plain))
 
@@ -97,6 +128,34 @@ def test_sums_at_the_ends_of_their_lanes(kernels: Kernels) -> None:
         sums = accumulators(case)
         assert {int(value) for value in sums.ravel()} == ({-32385, 32640} if negative[0][0] else {32385, -32640})
         check(kernels, [case])
+
+
+@pytest.mark.parametrize("negative", [False, True])
+def test_sums_of_two_codewords_at_the_ends_of_their_lanes(kernels: Kernels, negative: bool) -> None:
+    """As above, by kernels that reach the bound only when two codewords are added up."""
+    x = np.empty((3, 12, 1), np.int8)
+    for column in range(4):
+        x[:, 3 * column : 3 * column + 3] = -128 if column % 2 else 127
+    case = conv_case(np.random.default_rng(1), "lanes", x, extreme_pairs(1, negative), stride=(1, 3), tile=3)
+    case = replace(case, bias=np.zeros(4, np.int32))
+    assert {int(value) for value in accumulators(case)[..., :3].ravel()} == {-32640, 32640, -32385, 32385}
+    check(kernels, [case])
+
+
+@pytest.mark.parametrize("sign", [False, True])
+def test_a_flipped_bit_of_either_codeword_shows(kernels: Kernels, sign: bool) -> None:
+    rng = np.random.default_rng(5)
+    weights = additive(rng, 3, 4, (3, 3), 8, sign)
+    case = replace(conv_case(rng, "flip", inputs(rng, (8, 8, 4), "any"), weights, tile=2), lo=-128, hi=127, zero_point=0)
+    wanted, second = expected(case), weights.second
+    assert second is not None
+    assert np.array_equal(kernels.conv(case, "decode"), wanted)
+    for row in (int(weights.codes[1, 2]), 8 + int(second[1, 2])):
+        book = weights.codebook.copy()
+        book[row].flat[int(np.abs(book[row]).argmax())] = 0
+        assert not np.array_equal(kernels.conv(replace(case, weights=replace(weights, codebook=book)), "decode"), wanted)
+    for changed in (replace(weights, codes=weights.codes ^ 1), replace(weights, second=second ^ 1)):
+        assert not np.array_equal(kernels.conv(replace(case, weights=changed), "decode"), wanted)
 
 
 @pytest.mark.parametrize("index_bits", range(1, 13))
@@ -123,8 +182,9 @@ def as_node(case: ConvCase) -> tuple[IntConv2d, IntCodebook | None]:
     book = None
     stored: UniformWeights | KqWeights
     if isinstance(case.weights, Indexed):
-        book = IntCodebook("book", case.weights.codebook, case.weights.sign)
-        stored = KqWeights("book", case.weights.index_bits, case.weights.codes, case.weights.negative)
+        book = IntCodebook("book", case.weights.codebook, case.weights.sign, case.weights.second is not None)
+        codes = case.weights.stored_codes.astype(np.int16)
+        stored = KqWeights("book", case.weights.index_bits, codes, case.weights.negative)
     else:
         stored = UniformWeights(case.weights.bits, case.weights.values)
     h, w, c_in = case.x.shape
@@ -138,11 +198,21 @@ def as_node(case: ConvCase) -> tuple[IntConv2d, IntCodebook | None]:
 
 
 def test_the_schedule_plans_the_scratch_the_kernels_were_tested_with() -> None:
-    for case in [*UNIFORM, *INDEXED]:
+    for case in [*UNIFORM, *INDEXED, *NARROW, *ADDITIVE]:
         node, book = as_node(case)
         if book is None:
             assert schedule.im2col_bytes(node) == scratch_bytes(case, "direct"), case.label
         else:
             assert schedule.decode_scratch_bytes(node, case.tile) == scratch_bytes(case, "decode"), case.label
-            even = replace(case, tile=2 * case.tile)
-            assert schedule.reuse_scratch_bytes(node, book, even.tile) == scratch_bytes(even, "reuse"), case.label
+            if not book.additive:
+                even, named = replace(case, tile=2 * case.tile), book.named(case.weights.index_bits)
+                assert schedule.reuse_scratch_bytes(node, named, even.tile) == scratch_bytes(even, "reuse"), case.label
+
+
+def test_the_integer_graph_means_the_same_kernels() -> None:
+    for case in [*INDEXED, *NARROW, *ADDITIVE]:
+        node, book = as_node(case)
+        assert book is not None
+        assert isinstance(node.weights, KqWeights)
+        assert index_misfit(node.weights, book) == ("", ""), case.label
+        np.testing.assert_array_equal(effective_kernels(node.weights, book), case.weights.values, err_msg=case.label)

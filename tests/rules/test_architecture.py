@@ -17,7 +17,7 @@ ORDER = (
     # ground
     "version", "errors", "fixed", "bits", "assets", "blocks",
     # vocabulary
-    "ir", "options", "intgraph", "plan", "board", "sizes",
+    "ir", "options", "intgraph", "index_check", "plan", "board", "sizes",
     # stages on the graph
     "frontend_names", "frontend_call", "frontend_maps", "frontend_layers", "frontend_table", "frontend",
     "simplify_rewrite", "simplify_affine", "simplify_spatial", "simplify", "floatexec",
