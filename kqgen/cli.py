@@ -21,6 +21,7 @@ from rich.console import Console
 
 from kqgen import board as boards
 from kqgen import console
+from kqgen.cli_inspect import fidelity, picture
 from kqgen.errors import InputError, KqgenError
 from kqgen.options import Codebook, Compression
 from kqgen.report import document
@@ -178,6 +179,10 @@ def bench(folder: Path, core: str | None, toolchain: ToolchainChoice, json_targe
         report = pipeline.bench_firmware(firmware, core=core, toolchain=toolchain, tell=tell)
     _write_json(json_target, firmware, "bench.json", document(report))
     console.show_bench(_people(json_target), firmware.graph.name, report)
+
+
+cli.add_command(fidelity)
+cli.add_command(picture)
 
 
 @cli.command(name="boards", short_help="List the boards.")

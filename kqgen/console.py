@@ -22,6 +22,7 @@ from kqgen.report import LayerReport, Report, grouped
 
 if TYPE_CHECKING:
     from kqgen.bench import BenchReport
+    from kqgen.fidelity import Waterfall
     from kqgen.frontend_table import Supported
     from kqgen.verify import TargetResult, VerifyReport
 
@@ -173,6 +174,11 @@ def _summary(report: Report, board: Board) -> Iterator[tuple[str, str]]:
         yield "built", f"by {report.toolchain}"
 
 
+def show_written(console: Console, path: Path) -> None:
+    """Where a file lies."""
+    _say_labelled(console, [("written", f"to {path}")])
+
+
 def show_next(console: Console, folder: Path, inputs: Path, board: Board) -> None:
     """Where the result lies, and the commands that come next."""
     where, images = shlex.quote(str(folder)), shlex.quote(str(inputs))
@@ -258,6 +264,70 @@ def _milliseconds(cycles: int, clock_hz: int | None) -> str:
         return ""
     milliseconds = f"{1e3 * cycles / clock_hz:,.1f}".replace(",", " ")
     return f"{milliseconds} ms at {clock_hz / 1e6:g} MHz, "
+
+
+def show_fidelity(console: Console, report: Waterfall) -> None:
+    """Where accuracy goes: step by step, layer by layer, and the largest share of each."""
+    widths = report.bits_per_weight
+    _say(console, Text(report.model, style="bold").append(f"  on {grouped(report.inputs)} inputs", style="default"))
+    _say(console, "")
+    labelled = report.steps[0].accuracy is not None
+    columns = (*(("accuracy %", "lost") if labelled else ()), "same class %", "SQNR dB", "weights B")
+    table, before = _table("after", *columns, left=("after",)), report.steps[0].accuracy
+    for step in report.steps:
+        judged = (_percent(step.accuracy), _points(before, step.accuracy)) if labelled else ()
+        table.add_row(step.title, *judged, _percent(step.same_class), _tenths(step.sqnr_db), grouped(step.weights_bytes))
+        before = step.accuracy
+    _show_table(console, table)
+    _say(console, "")
+    judged_columns = ("accuracy %",) if labelled else ("same class %",)
+    columns = ("bits/w", "weights B", "weights dB", "alone dB", "all dB", "net dB", *judged_columns, "noise %")
+    table = _table("up to layer", "weights", *columns, left=("up to layer", "weights"))
+    for layer in report.layers:
+        decibels = (_tenths(value) for value in (layer.weights_db, layer.alone_db, layer.all_db, layer.network_db))
+        table.add_row(
+            layer.name, layer.weights, "" if layer.bits_per_weight is None else bits(layer.bits_per_weight),
+            grouped(layer.weights_bytes) if layer.weights else "", *(value if layer.weights or number else "" for number, value in
+            enumerate(decibels)), _percent(layer.accuracy if labelled else layer.same_class), _percent(layer.noise_share),
+        )  # fmt: skip
+    for codebook in report.codebooks:
+        table.add_row(codebook.name, f"{grouped(codebook.codewords)} codewords", "", grouped(codebook.weights_bytes))
+    total = report.steps[-1].weights_bytes
+    table.add_row("total", "", bits(widths.all), grouped(total))
+    _show_table(console, table, totals=1)
+    _say(console, "")
+    _say_labelled(console, _blamed(report))
+
+
+def _blamed(report: Waterfall) -> Iterator[tuple[str, str]]:
+    blame, titles = report.blame, {step.step: step.title for step in report.steps}
+    yield "blame", "no step: none changes the outputs" if blame.step is None else f"{titles[blame.step]} adds most noise to the outputs"
+    if blame.compensated:
+        yield "", "no layer: they were trained together, and a network quantised half way means little; compare `alone` and `all`"
+    elif blame.layer is not None:
+        number = next(number for number, layer in enumerate(report.layers) if layer.name == blame.layer)
+        before = "" if number == 0 else f" from {_tenths(report.layers[number - 1].network_db)}"
+        yield "", f"layer {blame.layer} most of it: it takes the network{before} to {_tenths(report.layers[number].network_db)} dB"
+    yield "columns", f"layers on {grouped(report.layer_inputs)} inputs, SQNR in dB: weights, the layer's own; alone, its output with float"
+    yield "", "layers before it; all, with quantised ones; net, the network's outputs when the layers after it are float, as for"
+    yield "", "accuracy and for noise, the layer's share of all noise: below 0 it makes up for layers before it"
+    for missing in report.left_out:
+        yield "left out", f"{missing.what}: {missing.why}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _tenths(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _points(before: float | None, after: float | None) -> str:
+    """Percentage points lost; nothing for none."""
+    if before is None or after is None or before == after:
+        return ""
+    return f"{100 * (before - after):.2f}"
 
 
 def show_boards(console: Console, boards: Sequence[Board]) -> None:

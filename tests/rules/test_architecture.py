@@ -23,7 +23,7 @@ ORDER = (
     "simplify_rewrite", "simplify_affine", "simplify_spatial", "simplify", "floatexec",
     "samples", "pt2_check", "pt2", "loading", "floatmodel",
     "calibrate", "cluster", "kq_uniform", "kq_layers", "kq_moments", "kq_fit", "kq",
-    "lower", "oracle", "graph_check", "store", "schedule", "memory", "plan_check", "planner",
+    "lower", "oracle", "dequantised", "graph_check", "store", "schedule", "memory", "plan_check", "planner",
     # text
     "views_text", "views_params", "views_tables", "views_steps", "views_selftest", "views_project", "views", "render", "emit",
     # world
@@ -31,9 +31,10 @@ ORDER = (
     "toolchain", "harness", "image", "hostlib", "semihost", "blockcount", "blockcount_native", "blockcount_qemu",
     "emulate", "qemu",
     # judgement
-    "compare", "report", "capacity", "verify", "bench", "firmware", "targets", "net",
+    "compare", "report", "capacity", "verify", "bench", "firmware", "targets", "net", "fidelity",
+    "picture_layout", "picture",
     # order
-    "pipeline", "console", "cli",
+    "pipeline", "assess", "console", "cli_inspect", "cli",
 )  # fmt: skip
 
 MAX_LINES = 400

@@ -1,0 +1,112 @@
+"""Judging a network by its files: reads folder or graph, float model and labelled inputs, and hands them to `fidelity`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kqgen import store
+from kqgen.errors import InputError, ToolchainError
+from kqgen.fidelity import LeftOut, Waterfall, waterfall
+from kqgen.firmware import FLOAT_SUFFIX, GRAPH_SUFFIX, Firmware, open_firmware
+from kqgen.floatmodel import float_outputs
+from kqgen.frontend import import_exported
+from kqgen.intgraph import IntGraph
+from kqgen.net import load
+from kqgen.pipeline import quantised_inputs
+from kqgen.pt2 import load_pt2
+from kqgen.samples import LABELS, read_labels, read_samples
+from kqgen.simplify import simplify
+from kqgen.verify import Tensors, reference_outputs
+
+Tell = Callable[[str, float], None]
+
+GRAPH_SUFFIXES = (GRAPH_SUFFIX, ".kq.safetensors")
+"""Of files that hold an integer graph: what compile and what training writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A network in integers, and the folder it lies in when compile wrote it.
+
+    Attributes:
+        firmware: None for a file.
+    """
+
+    graph: IntGraph
+    firmware: Firmware | None
+
+
+def open_network(path: Path) -> Network:
+    """Reads an output folder, or a file that holds an integer graph.
+
+    Raises:
+        InputError: neither of them.
+    """
+    if path.is_dir():
+        firmware = open_firmware(path)
+        return Network(firmware.graph, firmware)
+    if not path.name.endswith(GRAPH_SUFFIXES):
+        raise InputError(
+            f"{path} is no network of kqgen",
+            found="no such file or folder" if not path.exists() else "a file of another kind",
+            wanted=f"the folder that kqgen compile wrote, or a file *{' or *'.join(GRAPH_SUFFIXES)}",
+            do=f"kqgen compile MODEL --board BOARD --calibration IMAGES.npz --out {path.stem or 'firmware'}",
+        )
+    return Network(store.read(path)[0], None)
+
+
+def assess(network: Network, inputs: Path, *, model: Path | None = None, limit: int | None = None, tell: Tell) -> Waterfall:
+    """The fidelity of a network on the first `limit` inputs of an .npz, with accuracy where that holds `labels`.
+
+    Args:
+        model: the float model, a .pt2; None takes the one in the network's folder.
+
+    Raises:
+        InputError: no float model, another one, inputs or labels that do not fit.
+    """
+    graph = network.graph
+    stored = _float_model(network, model)
+    tell("reading the model", 0.0)
+    program = load_pt2(stored)
+    original = simplify(import_exported(program, graph.name))
+    samples = read_samples(inputs, original, limit=limit)
+    left_out: list[LeftOut] = []
+    labels = None
+    first = graph.tensor(graph.outputs[0])
+    if first.h * first.w > 1 and first.name not in graph.flattened:
+        left_out.append(LeftOut("accuracy", f"output {first.name} is a map of {first.h} x {first.w}, which has no one class"))
+    elif (labels := read_labels(inputs, first.size_bytes, limit=limit)) is None:
+        left_out.append(LeftOut("accuracy", f"{inputs.name} holds no array '{LABELS}': numpy.savez(..., images=..., {LABELS}=...)"))
+    tell("float PyTorch", 0.0)
+    expected = float_outputs(program, samples, samples.count)
+    codes = quantised_inputs(graph, samples)
+    outputs, why = _integer_outputs(network, codes, tell)
+    if why:
+        left_out.append(LeftOut("generated C", f"{why}: the integer reference stands for it"))
+    return waterfall(original, graph, samples, expected, outputs, by_c=not why, labels=labels, left_out=left_out, tell=tell)
+
+
+def _float_model(network: Network, model: Path | None) -> Path:
+    found = model or (network.firmware.float_model if network.firmware else None)
+    if found is None:
+        where = f"{network.firmware.folder} holds no *{FLOAT_SUFFIX}" if network.firmware else "a file of integers alone"
+        raise InputError(
+            f"the float model of {network.graph.name} is needed", found=where, wanted=f"the {FLOAT_SUFFIX} it was made of",
+            do="--model net.pt2, written by torch.export.save(torch.export.export(net.eval(), (example,)), 'net.pt2')",
+        )  # fmt: skip
+    return found
+
+
+def _integer_outputs(network: Network, codes: Tensors, tell: Tell) -> tuple[Tensors, str]:
+    """Outputs by the C on this computer and "", or by the integer reference and why not by the C."""
+    why = "a file of integers has none"
+    if network.firmware is not None:
+        tell("building the C", 0.0)
+        try:
+            library = load(network.firmware.folder).library
+            return library.run(codes, tell=lambda fraction: tell("running the C", fraction)), ""
+        except ToolchainError as error:
+            why = error.what
+    return reference_outputs(network.graph, codes, lambda fraction: tell("integer reference", fraction)), why
