@@ -62,7 +62,7 @@ class Indexed:
     @property
     def nameable(self) -> int:
         """Codewords of a stage that an index can name."""
-        return min(self.codewords, 2**self.stage_bits)
+        return min(self.codewords, 1 << self.stage_bits)
 
     @property
     def stored_codes(self) -> Array:

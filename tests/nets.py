@@ -29,6 +29,7 @@ from kqgen.intgraph import (
     QTensor,
     Requant,
     UniformWeights,
+    effective_kernels,
     frozen,
 )
 from kqgen.plan import Form, Place, PlacedTensor, Plan, Step
@@ -60,13 +61,14 @@ class Builder:
         made = [*self.inputs, *(node.output for node in self.nodes)]
         return made[-1] if name is None else next(tensor for tensor in made if tensor.name == name)
 
-    def codebook(self, name: str, codewords: int, kernel: Pair, sign: bool) -> str:
-        """A codebook of random codewords within the bounds of SPEC 4.3."""
-        values = self.rng.integers(-31, 32, (codewords, *kernel))
-        sums = np.abs(values).reshape(codewords, -1).sum(axis=1)
-        values = np.where((sums > 255)[:, None, None], values * 255 // np.maximum(sums, 1)[:, None, None], values)
-        values = np.where((np.abs(values).reshape(codewords, -1).sum(axis=1) > 255)[:, None, None], values // 2, values)
-        self.codebooks.append(IntCodebook(name, frozen(values, np.int8), sign))
+    def codebook(self, name: str, codewords: int, kernel: Pair, sign: bool, additive: bool = False) -> str:
+        """A codebook of random codewords within the bounds of SPEC 4.3; `codewords` of each stage, if it is additive."""
+        count, limit = (2 * codewords, 127) if additive else (codewords, 255)
+        values = self.rng.integers(-31, 32, (count, *kernel))
+        sums = np.abs(values).reshape(count, -1).sum(axis=1)
+        values = np.where((sums > limit)[:, None, None], values * limit // np.maximum(sums, 1)[:, None, None], values)
+        values = np.where((np.abs(values).reshape(count, -1).sum(axis=1) > limit)[:, None, None], values // 2, values)
+        self.codebooks.append(IntCodebook(name, frozen(values, np.int8), sign, additive))
         return name
 
     def requant(self, weights: Int8, acc_shift: int = 0) -> Requant:
@@ -87,9 +89,9 @@ class Builder:
     def conv(
         self, name: str, c_out: int, kernel: Pair, *, stride: Pair = (1, 1), padding: Padding = NO_PADDING, bits: int = 8,
         codebook: str | None = None, dense: bool = False, mixed_pads: bool = False, lo: int = -128, source: str | None = None,
-        acc_shift: int = 0, sources: tuple[str, ...] | None = None,
+        acc_shift: int = 0, sources: tuple[str, ...] | None = None, index_bits: int | None = None,
     ) -> str:  # fmt: skip
-        """A convolution with uniform weights of `bits` bits, or with kernels from `codebook`."""
+        """A convolution with uniform weights of `bits` bits, or with kernels from `codebook`, by indices of `index_bits` bits if given."""
         given = self.tensor(source)
         in_shape = (1, 1, given.size_bytes) if dense else (given.h, given.w, given.c)
         height = (in_shape[0] + padding[0] + padding[1] - kernel[0]) // stride[0] + 1
@@ -103,9 +105,12 @@ class Builder:
             book = next(entry for entry in self.codebooks if entry.name == codebook)
             shape = (c_out, in_shape[2])
             negative = self.rng.random(shape) < 0.5 if book.sign else np.zeros(shape, bool)
-            codes = frozen(self.rng.integers(0, book.codewords, shape), np.int16)
-            stored = KqWeights(codebook, book.index_bits, codes, frozen(negative, np.bool_))
-            weights = np.where(negative[..., None, None], -book.values[stored.codes], book.values[stored.codes])
+            entry_bits = book.index_bits if index_bits is None else index_bits
+            codes = self.rng.integers(0, book.named(entry_bits), shape)
+            if book.additive:
+                codes += self.rng.integers(0, book.named(entry_bits), shape) << book.stage_bits(entry_bits)
+            stored = KqWeights(codebook, entry_bits, frozen(codes, np.int16), frozen(negative, np.bool_))
+            weights = effective_kernels(stored, book)
         pads = self.rng.integers(-128, 128, in_shape[2]) if mixed_pads else np.full(in_shape[2], given.zero_point)
         self.nodes.append(
             IntConv2d(
@@ -265,6 +270,25 @@ def single() -> IntGraph:
     net = Builder("single", seed=3)
     net.input("x", 2, 3, 4)
     net.conv("only", 2, (1, 1))
+    return net.graph()
+
+
+def summed() -> IntGraph:
+    """Two additive codebooks, with and without signs, and a plain one, each by indices of its own width and by narrower ones."""
+    net = Builder("summed", seed=4)
+    net.input("x", 9, 8, 3)
+    net.codebook("pairs", 13, (3, 3), True, additive=True)
+    net.codebook("flat_pairs", 4, (1, 5), False, additive=True)
+    net.codebook("plain", 21, (3, 3), True)
+    net.conv("stem", 7, (3, 3), padding=(1, 1, 1, 1), codebook="plain", mixed_pads=True)
+    net.conv("narrow", 20, (3, 3), padding=(1, 1, 1, 1), codebook="plain", index_bits=3, lo=-20)
+    net.conv("sum", 9, (3, 3), stride=(2, 2), padding=(1, 1, 1, 1), codebook="pairs", mixed_pads=True)
+    net.conv("narrow_sum", 11, (3, 3), padding=(1, 1, 1, 1), codebook="pairs", index_bits=5)
+    net.conv("one_pair", 5, (3, 3), padding=(0, 1, 1, 1), codebook="pairs", index_bits=1)
+    net.conv("row", 6, (1, 5), padding=(0, 0, 2, 2), codebook="flat_pairs")
+    net.conv("narrow_row", 6, (1, 5), padding=(0, 0, 2, 2), codebook="flat_pairs", index_bits=2)
+    net.conv("one_word", 4, (3, 3), codebook="plain", index_bits=1)
+    net.conv("fc", 10, (1, 1), dense=True)
     return net.graph()
 
 

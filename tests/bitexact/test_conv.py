@@ -205,7 +205,8 @@ def test_the_schedule_plans_the_scratch_the_kernels_were_tested_with() -> None:
         else:
             assert schedule.decode_scratch_bytes(node, case.tile) == scratch_bytes(case, "decode"), case.label
             if not book.additive:
-                even, named = replace(case, tile=2 * case.tile), book.named(case.weights.index_bits)
+                assert isinstance(node.weights, KqWeights)
+                even, named = replace(case, tile=2 * case.tile), book.named(node.weights.index_bits)
                 assert schedule.reuse_scratch_bytes(node, named, even.tile) == scratch_bytes(even, "reuse"), case.label
 
 

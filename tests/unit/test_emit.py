@@ -26,7 +26,9 @@ from kqgen.toolchain import core_flags, find_host_compiler, find_toolchain
 from kqgen.views_text import COLUMNS
 
 META = Meta("kqgen 1.2.3", "--weights kq")
-GRAPHS: dict[str, Callable[[], IntGraph]] = {"residual": nets.residual, "two_ports": nets.two_ports, "single": nets.single}
+GRAPHS: dict[str, Callable[[], IntGraph]] = {
+    "residual": nets.residual, "two_ports": nets.two_ports, "single": nets.single, "summed": nets.summed,
+}  # fmt: skip
 
 
 def tree_of(name: str, board: str = "nucleo-g0b1re", vectors: int = 2) -> SourceTree:

@@ -27,7 +27,7 @@ from kqgen.intgraph import Int8, IntGraph
 from kqgen.plan import Form
 from kqgen.toolchain import find_toolchain
 
-KQ_LAYERS = ("b1_conv1", "b1_conv2", "b2_conv", "wide")
+KQ_LAYERS = {"residual": ("b1_conv1", "b1_conv2", "b2_conv", "wide"), "summed": ("stem", "narrow", "one_word")}
 
 
 def folder_of(graph: IntGraph, folder: Path, forms: Mapping[str, Form] | None = None) -> Path:
@@ -51,12 +51,12 @@ def residual(tmp_path_factory: pytest.TempPathFactory) -> HostLibrary:
 
 
 @pytest.mark.parametrize("form", ["decode", "reuse"])
-@pytest.mark.parametrize("make", [nets.residual, nets.two_ports, nets.single], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [nets.residual, nets.two_ports, nets.single, nets.summed], ids=lambda make: make.__name__)
 def test_every_layer_equals_the_reference(make: object, form: Form, tmp_path: Path) -> None:
     require_tool("cc")
     assert callable(make)
     graph: IntGraph = make()
-    forms: dict[str, Form] = dict.fromkeys(KQ_LAYERS, form) if graph.name == "residual" else {}
+    forms: dict[str, Form] = dict.fromkeys(KQ_LAYERS.get(graph.name, ()), form)
     library = build_library(folder_of(graph, tmp_path, forms), graph, tap=True)
     inputs = inputs_of(graph, 150)
     expected = nets.run_reference(graph, inputs)

@@ -6,6 +6,7 @@ import nets
 import pytest
 
 from kqgen import memory
+from kqgen.errors import InternalError
 from kqgen.intgraph import IntConv2d, IntGraph
 from kqgen.plan import Form
 from kqgen.planner import make_plan
@@ -26,6 +27,27 @@ def test_few_codewords_are_reused_and_many_decoded(codewords: int, form: Form) -
     step = schedule(one_layer(codewords, 16, 64))[0]
     assert step.form == form
     assert "cycles" in step.form_reason
+
+
+def test_sums_of_two_codewords_are_decoded_and_never_reused() -> None:
+    graph = nets.summed()
+    forms = {step.node: step.form for step in schedule(graph)}
+    assert {forms[name] for name in ("sum", "narrow_sum", "one_pair", "row", "narrow_row")} == {"decode"}
+    assert schedule(graph, {"sum": "decode"}) == schedule(graph)
+    with pytest.raises(InternalError, match="layer sum: form reuse"):
+        schedule(graph, {"sum": "reuse"})
+
+
+def test_reuse_with_narrow_indices_takes_scratch_for_the_codewords_they_name() -> None:
+    def scratch(codewords: int, width: int | None) -> int:
+        net = nets.Builder("one", seed=3)
+        net.input("x", 8, 8, 16)
+        net.codebook("book", codewords, (3, 3), True)
+        net.conv("layer", 64, (3, 3), padding=(1, 1, 1, 1), codebook="book", index_bits=width)
+        return schedule(net.graph(), {"layer": "reuse"})[0].scratch_bytes
+
+    assert scratch(64, 4) == scratch(8, None) < scratch(64, None)
+    assert scratch(13, 5) == scratch(13, None)
 
 
 def test_a_form_can_be_asked_for() -> None:

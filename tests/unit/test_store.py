@@ -26,7 +26,7 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-@pytest.mark.parametrize("graph", [nets.residual(), nets.two_ports(), nets.single()], ids=lambda graph: graph.name)
+@pytest.mark.parametrize("graph", [nets.residual(), nets.two_ports(), nets.single(), nets.summed()], ids=lambda graph: graph.name)
 def test_a_graph_comes_back_as_it_went(graph: IntGraph, tmp_path: Path) -> None:
     path = tmp_path / "net.kqgen.safetensors"
     path.write_bytes(store.to_bytes(graph, {"board": "host"}))
@@ -35,13 +35,33 @@ def test_a_graph_comes_back_as_it_went(graph: IntGraph, tmp_path: Path) -> None:
     assert extra == {"board": "host"}
 
 
+def test_a_file_of_the_first_schema_is_read_as_one_of_plain_codebooks(tmp_path: Path) -> None:
+    """Such files say nothing of additive codebooks."""
+
+    def make_old(document: Any) -> None:
+        document["schema"] = 1
+        for codebook in document["graph"]["codebooks"]:
+            assert codebook.pop("additive") is False
+
+    back, _ = store.read(rewritten(tmp_path, make_old, nets.residual()))
+    assert plain(back) == plain(nets.residual())
+
+
+def test_a_file_of_this_schema_that_does_not_say_whether_a_codebook_is_additive_is_refused(tmp_path: Path) -> None:
+    def forget(document: Any) -> None:
+        del document["graph"]["codebooks"][0]["additive"]
+
+    with pytest.raises(InputError, match="additive"):
+        store.read(rewritten(tmp_path, forget, nets.summed()))
+
+
 def test_the_same_graph_gives_the_same_bytes() -> None:
     assert store.to_bytes(nets.residual()) == store.to_bytes(nets.residual())
 
 
-def rewritten(tmp_path: Path, change: Any) -> Path:
-    """A stored graph whose JSON went through `change`."""
-    data = store.to_bytes(nets.single())
+def rewritten(tmp_path: Path, change: Any, graph: IntGraph | None = None) -> Path:
+    """A stored graph (the smallest, if none is given) whose JSON went through `change`."""
+    data = store.to_bytes(graph or nets.single())
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     document = json.loads(header["__metadata__"]["kqgen"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import re
 from dataclasses import replace
 
 import nets
@@ -13,7 +14,7 @@ from kqgen import views_text
 from kqgen.board import load_board
 from kqgen.emit import Golden, Meta
 from kqgen.errors import InputError, InternalError
-from kqgen.intgraph import IntConv2d, IntGraph, UniformWeights, frozen
+from kqgen.intgraph import IntConv2d, IntGraph, KqWeights, UniformWeights, frozen
 from kqgen.plan import Plan
 from kqgen.views import ModelView, buffer_views, graph_digest, model_view
 from kqgen.views_params import Conv2dKqParams, Conv2dParams, PoolParams
@@ -146,6 +147,55 @@ def test_a_form_that_does_not_suit_the_weights_is_refused() -> None:
     steps = (replace(plan.steps[0], form="decode"),)
     with pytest.raises(InternalError, match="only"):
         view_of(graph, replace(plan, steps=steps))
+
+
+def test_sums_of_two_codewords_are_never_reused() -> None:
+    graph = nets.summed()
+    plan = nets.spread_plan(graph, {"sum": "reuse"})
+    with pytest.raises(InternalError, match="sum: form reuse"):
+        view_of(graph, plan)
+
+
+def test_parameters_and_words_of_additive_and_narrow_indices() -> None:
+    view = view_of(nets.summed())
+    found = {}
+    for step in view.steps:
+        if isinstance(step.params, Conv2dKqParams):
+            function, table = step.call[0].split("(")[0].strip(), next(line for line in view.layers if f" {step.layer} " in line)
+            words = re.search(r"KQ \S+", table)
+            assert words is not None
+            found[step.layer] = (step.params.codewords, step.params.index_bits, step.params.sign, function, words[0])
+    additive = "kq_conv2d_decode_additive_s8"
+    assert {name: entry for name, entry in found.items() if entry[3] == additive} == {
+        "sum": (13, 9, 1, additive, "KQ 2x4+sign"),
+        "narrow_sum": (13, 5, 1, additive, "KQ 2x2+sign"),
+        "one_pair": (13, 1, 1, additive, "KQ 2x0+sign"),
+        "row": (4, 4, 0, additive, "KQ 2x2-bit"),
+        "narrow_row": (4, 2, 0, additive, "KQ 2x1-bit"),
+    }
+    assert {name: (*entry[:3], entry[4]) for name, entry in found.items() if entry[3] != additive} == {
+        "stem": (21, 6, 1, "KQ 5+sign"), "narrow": (4, 3, 1, "KQ 2+sign"), "one_word": (1, 1, 1, "KQ 0+sign"),
+    }  # fmt: skip
+    assert any("codebook, 2 x 13 of 3x3" in line for line in view.layers)
+    comments = [re.sub(r"\s+(\* )?", " ", " ".join(table.comment)) for group in view.groups for table in group.tables]
+    assert any("9 bits (4 + 4 index, 1 sign)" in text for text in comments)
+    assert any("4 bits (2 + 2 index), " in text for text in comments)
+    assert any("the sum of one of the first 13 and one of the others, also negated" in text for text in comments)
+
+
+def test_an_index_that_names_no_codeword_is_never_written() -> None:
+    """Of 21 codewords indices have 5 bits, which could say 31."""
+    graph = nets.summed()
+    conv = graph.nodes[0]
+    assert isinstance(conv, IntConv2d)
+    assert isinstance(conv.weights, KqWeights)
+    codes = conv.weights.codes.copy()
+    codes[0, 0] = 21
+    wrong = replace(graph, nodes=(replace(conv, weights=replace(conv.weights, codes=frozen(codes, np.int16))), *graph.nodes[1:]))
+    golden = nets.make_golden(graph, nets.random_inputs(graph, 1))
+    with pytest.raises(InternalError, match="stem: codes do not suit codebook plain") as refused:
+        model_view(nets.make_plan(wrong), load_board("host"), golden, META, ())
+    assert "codeword number 21" in refused.value.found
 
 
 def test_a_plan_of_another_graph_is_refused() -> None:
