@@ -22,7 +22,8 @@ ORDER = (
     "frontend_names", "frontend_call", "frontend_maps", "frontend_layers", "frontend_table", "frontend",
     "simplify_rewrite", "simplify_affine", "simplify_spatial", "simplify", "floatexec",
     "samples", "pt2_check", "pt2", "loading", "floatmodel",
-    "calibrate", "cluster", "kq_uniform", "kq_layers", "kq_moments", "kq_fit", "kq",
+    "calibrate", "cluster", "cluster_pairs", "kq_uniform", "kq_layers", "kq_moments", "kq_fit", "kq_simulate", "kq_blocks", "kq",
+    "planned", "sensitivity", "kq_curves", "allocate_mixes", "allocate",
     "lower", "oracle", "dequantised", "graph_check", "store", "schedule", "memory", "plan_check", "planner",
     # text
     "views_text", "views_params", "views_tables", "views_steps", "views_selftest", "views_project", "views", "render", "emit",
