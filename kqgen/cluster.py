@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,8 @@ VALUE_LIMIT = 31
 """Largest absolute value of a stored codeword (SPEC 4.3)."""
 L1_LIMIT = 255
 """Largest sum of absolute values of a stored codeword (SPEC 4.3)."""
+
+Number = TypeVar("Number", np.int8, np.float64)
 
 _SEED_VECTORS = 16384
 _SCORES_AT_ONCE = 1 << 22
@@ -37,11 +40,13 @@ class Block:
         vectors: (groups, members, d) float64.
         weights: (groups, members) float64, >= 0.
         roots: (groups, d, d) float64, of full rank.
+        limit: only so many codewords, the first ones, may serve these kernels; 0: all.
     """
 
     vectors: torch.Tensor
     weights: torch.Tensor
     roots: torch.Tensor
+    limit: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,7 +69,8 @@ class Codewords:
     """A clustered codebook: codeword = step * values.
 
     Attributes:
-        values: (codewords, d) int8, within -31..31, absolute sums at most 255.
+        values: (codewords, d) int8, within -31..31, absolute sums at most 255; when additive (2 * codewords, d), two stages one after
+            the other, and the absolute sums of any two codewords, one of each stage, are at most 255 together.
         step: > 0.
         loss: of all kernels with these codewords.
         loss_before_rounding: the same with the float codewords that `values` stand for.
@@ -74,10 +80,33 @@ class Codewords:
     step: float
     loss: float
     loss_before_rounding: float
+    additive: bool = False
+
+    @property
+    def count(self) -> int:
+        """Codewords of a stage."""
+        return len(self.values) // (2 if self.additive else 1)
 
     def reals(self) -> npt.NDArray[np.float64]:
-        """(codewords, d), in the kernels' own unit."""
+        """As `values`, in the kernels' own unit."""
         return self.values.astype(np.float64) * self.step
+
+    def kernels(self) -> Int8:
+        """What a code stands for, (codes, d): a codeword, or for code first + second * count the sum of two."""
+        return frozen(spread(self.values, self.additive), np.int8)
+
+    def named(self, limit: int) -> npt.NDArray[np.int64]:
+        """The codes that only name the first `limit` codewords of each stage (0: all), ascending."""
+        codes = np.arange(self.count**2 if self.additive else self.count)
+        return codes if not limit else codes[(codes % self.count < limit) & (codes // self.count < limit)]
+
+
+def spread(words: npt.NDArray[Number], additive: bool) -> npt.NDArray[Number]:
+    """What the codes stand for: `words` (K, d) themselves, or of two stages (2K, d) all sums (K * K, d), the first stage running faster."""
+    if not additive:
+        return words
+    first, second = np.split(words, 2)
+    return (second[:, None] + first[None]).reshape(-1, words.shape[1])
 
 
 def assign(block: Block, codewords: torch.Tensor, sign: bool) -> Assignment:
@@ -86,6 +115,7 @@ def assign(block: Block, codewords: torch.Tensor, sign: bool) -> Assignment:
     Shapes: codewords (K, d) float64.
     """
     groups, members, _ = block.vectors.shape
+    codewords = codewords[: block.limit or None]
     count = codewords.shape[0]
     codes = torch.empty((groups, members), dtype=torch.int64)
     negative = torch.zeros((groups, members), dtype=torch.bool)
@@ -140,10 +170,21 @@ def cluster(blocks: Sequence[Block], count: int, sign: bool, rng: np.random.Gene
 
     Fewer come back when fewer distinct kernels (up to the sign, if `sign`) exist.
     """
+    codewords, loss = _best_reals(blocks, count, sign, rng, restarts)
+    return settle_integers(blocks, codewords, sign, loss)
+
+
+def cluster_reals(blocks: Sequence[Block], count: int, sign: bool, rng: np.random.Generator, *, restarts: int = 4) -> torch.Tensor:
+    """As `cluster`, before any rounding: at most `count` codewords, (K, d) float64."""
+    return _best_reals(blocks, count, sign, rng, restarts)[0]
+
+
+def _best_reals(
+    blocks: Sequence[Block], count: int, sign: bool, rng: np.random.Generator, restarts: int
+) -> tuple[torch.Tensor, float]:
     seeded = [_lloyd(blocks, _seed(blocks, count, sign, rng), sign, iterations=6) for _ in range(restarts)]
     best = min(range(restarts), key=lambda index: seeded[index][1])
-    codewords, loss = _lloyd(blocks, seeded[best][0], sign, iterations=40)
-    return settle_integers(blocks, codewords, sign, loss)
+    return _lloyd(blocks, seeded[best][0], sign, iterations=40)
 
 
 def settle_integers(blocks: Sequence[Block], codewords: torch.Tensor, sign: bool, loss: float) -> Codewords:
@@ -166,8 +207,8 @@ def settle_integers(blocks: Sequence[Block], codewords: torch.Tensor, sign: bool
     return best
 
 
-def round_codewords(codewords: torch.Tensor, step: float) -> Int8:
-    """The integers nearest to codewords / step within SPEC 4.3: values in -31..31, absolute sums at most 255.
+def round_codewords(codewords: torch.Tensor, step: float, limit: int = L1_LIMIT) -> Int8:
+    """The integers nearest to codewords / step within SPEC 4.3: values in -31..31, absolute sums at most `limit`.
 
     A codeword over the bound is first shrunk to the nearest point inside it (all magnitudes less one common threshold). Of the
     magnitudes that gain by rounding up, those with the largest fractions are, as far as the bound allows.
@@ -177,17 +218,17 @@ def round_codewords(codewords: torch.Tensor, step: float) -> Int8:
     scaled = (codewords / step).numpy()
     magnitude = np.minimum(np.abs(scaled), float(VALUE_LIMIT))
     low, high = np.zeros(len(magnitude)), magnitude.max(axis=1, initial=0.0)
-    inside = magnitude.sum(axis=1) <= L1_LIMIT
+    inside = magnitude.sum(axis=1) <= limit
     for _ in range(60):
         middle = (low + high) / 2
-        fits = np.maximum(magnitude - middle[:, None], 0).sum(axis=1) <= L1_LIMIT
+        fits = np.maximum(magnitude - middle[:, None], 0).sum(axis=1) <= limit
         low, high = np.where(fits, low, middle), np.where(fits, middle, high)
     threshold = np.where(inside, 0.0, high)
     shrunk = np.maximum(magnitude - threshold[:, None], 0)
     whole = np.floor(shrunk)
     fraction = shrunk - whole
     rank = np.argsort(np.argsort(-fraction, axis=1, kind="stable"), axis=1, kind="stable")
-    up = (magnitude - whole >= 0.5) & (rank < (L1_LIMIT - whole.sum(axis=1))[:, None])
+    up = (magnitude - whole >= 0.5) & (rank < (limit - whole.sum(axis=1))[:, None])
     return frozen(np.sign(scaled) * (whole + up), np.int8)
 
 
@@ -226,19 +267,29 @@ def _revive(blocks: Sequence[Block], assignments: Sequence[Assignment], codeword
     dead = (used == 0).nonzero()[:, 0]
     if len(dead) == 0:
         return codewords
-    costs = torch.cat([chosen.costs.reshape(-1) for chosen in assignments])
+    # A codeword that only some layers may use is of no use to the others.
+    costs = torch.cat(
+        [
+            (-chosen.costs if 0 < block.limit <= int(dead[-1]) else chosen.costs).reshape(-1)
+            for block, chosen in zip(blocks, assignments, strict=True)
+        ]
+    )
     worst = costs.argsort(descending=True, stable=True)[: len(dead)]
     vectors = torch.cat([block.vectors.reshape(-1, block.vectors.shape[2]) for block in blocks])
     return codewords.index_copy(0, dead[: len(worst)], vectors[worst])
 
 
 def _seed(blocks: Sequence[Block], count: int, sign: bool, rng: np.random.Generator) -> torch.Tensor:
-    """k-means++: each further codeword is a kernel drawn in proportion to its cost so far; at most `count`, (K, d)."""
+    """k-means++: each further codeword is a kernel drawn in proportion to its cost so far; at most `count`, (K, d).
+
+    Kernels beyond whose limit a codeword lies are not drawn for it, so that the first codewords serve all.
+    """
     vectors = torch.cat([block.vectors.reshape(-1, block.vectors.shape[2]) for block in blocks])
     weights = torch.cat([block.weights.reshape(-1) for block in blocks])
     roots = torch.cat([block.roots for block in blocks])
     sizes = [block.vectors.shape[1] for block in blocks for _ in range(block.vectors.shape[0])]
     group = torch.repeat_interleave(torch.arange(len(roots)), torch.tensor(sizes))
+    limits = torch.tensor([block.limit or count for block in blocks for _ in range(block.vectors.shape[0])])
     if len(vectors) > max(_SEED_VECTORS, 8 * count):
         taken = torch.from_numpy(np.sort(rng.choice(len(vectors), max(_SEED_VECTORS, 8 * count), replace=False)))
         vectors, weights, group = vectors[taken], weights[taken], group[taken]
@@ -246,8 +297,9 @@ def _seed(blocks: Sequence[Block], count: int, sign: bool, rng: np.random.Genera
     costs = (seen * seen).sum(1) * weights
     nothing = 1e-24 * float(costs.sum())
     chosen: list[int] = []
+    narrowest = int(limits.min())
     for position in range(count):
-        total = costs.cumsum(0)
+        total = (costs if position < narrowest else torch.where(limits[group] > position, costs, 0.0)).cumsum(0)
         if position == 0:
             pick = int(rng.integers(len(vectors)))
         elif float(total[-1]) > nothing:

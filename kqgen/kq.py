@@ -4,7 +4,8 @@
     2  learn each codebook that several layers share, on float inputs      kq_moments, cluster, kq_fit
     3  walk the graph: each layer is fitted to give the float network's outputs from the inputs that the quantised layers before
        it really deliver (a codebook of one layer is learned here), and its bias takes up the mean error that is left
-    4  drop the codewords that no kernel uses
+    4  if asked, refine codewords, scales and biases of all layers together   kq_simulate, kq_blocks
+    5  drop the codewords that no kernel uses
 
 Only the cluster seeds are drawn, from the seed given; the covariances of inputs are sums of whole numbers, exact in any order, and
 everything after them is float64 in a fixed order. Equal arguments give equal bytes.
@@ -23,13 +24,15 @@ import torch
 from kqgen.calibrate import Ranges, TensorRange
 from kqgen.cluster import L1_LIMIT, Codewords
 from kqgen.floatexec import evaluate
-from kqgen.intgraph import Int8, IntCodebook, KqWeights, UniformWeights, frozen
-from kqgen.ir import Conv2d, Float32, Graph, Input, frozen_array
-from kqgen.kq_fit import Solution, learn, pose, solve
+from kqgen.intgraph import IntCodebook, KqWeights, UniformWeights, frozen
+from kqgen.ir import Conv2d, Graph, Input, frozen_array
+from kqgen.kq_blocks import reconstruct
+from kqgen.kq_fit import Solution, learn, pose, solve_in
 from kqgen.kq_layers import Choice, LayerWeights, Quantised, choose, codebook_members, distinct_kernels
 from kqgen.kq_moments import WIDEST, Moments, best_weights, codes_of, collect, damped
+from kqgen.kq_simulate import Fitted
 from kqgen.kq_uniform import scale_floor, uniform, usable_scale
-from kqgen.options import Compression, index_bits
+from kqgen.options import Codebook, Compression, index_bits
 from kqgen.samples import Samples
 
 Progress = Callable[[str, float], None]
@@ -41,6 +44,7 @@ _MOSTLY_USED = 0.9
 _NOTICEABLE_FACTOR, _NOTICEABLE_LOSS = 1.25, 0.005
 """Rounding codewords is worth a warning when it raises the error by this factor and by this part of the outputs' power."""
 _LEARNING = 0.5
+_BEFORE_RECONSTRUCTION = 0.3
 
 __all__ = ["Choice", "LayerWeights", "Progress", "Quantised", "choose", "fake_quantise", "quantise"]
 
@@ -51,16 +55,6 @@ class _Book:
 
     codewords: Codewords
     solutions: Mapping[str, Solution]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Fitted:
-    """A layer as the walk leaves it: integers (c_out, c_in, k_h, k_w), scale and bias (c_out,), its codes when it is indexed."""
-
-    integers: Int8
-    scale: Float32
-    bias: Float32
-    solution: Solution | None
 
 
 def quantise(graph: Graph, compression: Compression, samples: Samples, ranges: Ranges, progress: Progress | None = None) -> Quantised:
@@ -76,11 +70,19 @@ def quantise(graph: Graph, compression: Compression, samples: Samples, ranges: R
         InputError: `compression.keep` names no layer.
     """
     tell = progress or (lambda label, fraction: None)
+    done = _BEFORE_RECONSTRUCTION if compression.reconstruct else 1.0
+    before = _earlier(tell, done)
     choices = {choice.layer: choice for choice in choose(graph, compression)}
     members = codebook_members(graph, choices.values())
     images = _images(graph, samples)
-    books = _learn_shared(graph, {name: nodes for name, nodes in members.items() if len(nodes) > 1}, compression, images, ranges, tell)
-    fitted, learned = _walk(graph, choices, books, compression, images, ranges, tell)
+    shared = {name: nodes for name, nodes in members.items() if len(nodes) > 1}
+    books = _learn_shared(graph, shared, choices, compression, images, ranges, before)
+    fitted, learned = _walk(graph, choices, books, compression, images, ranges, before)
+    if compression.reconstruct:
+        codewords = {name: book.codewords for name, book in learned.items()}
+        rebuilt = reconstruct(graph, fitted, codewords, images, ranges, compression.reconstruct, compression.seed, _later(tell, done))
+        fitted = dict(rebuilt.layers)
+        learned = {name: replace(book, codewords=rebuilt.books[name]) for name, book in learned.items()}
     tell("weights quantised", 1.0)
     return _finish(choices, members, learned, fitted, compression)
 
@@ -91,9 +93,22 @@ def fake_quantise(x: torch.Tensor, entry: TensorRange) -> torch.Tensor:
     return codes.mul_(entry.scale)
 
 
+def _earlier(tell: Progress, end: float) -> Progress:
+    return lambda label, fraction: tell(label, fraction * end)
+
+
+def _later(tell: Progress, start: float) -> Progress:
+    return lambda label, fraction: tell(label, start + (1 - start) * fraction)
+
+
 def _images(graph: Graph, samples: Samples) -> _Tensors:
     largest_bytes = max(4 * math.prod(node.shape) for node in graph)
     return next(samples.batches(max(1, min(samples.count, _LARGEST_MAP_BYTES // largest_bytes))))
+
+
+def _limit(choice: Choice, codebook: Codebook) -> int:
+    """How many codewords of a stage a layer may use, the first ones; 0: all."""
+    return 2 ** ((choice.index_bits - int(codebook.sign)) // codebook.stages) if choice.index_bits else 0
 
 
 def _distinct(nodes: tuple[Conv2d, ...], compression: Compression) -> int:
@@ -101,19 +116,25 @@ def _distinct(nodes: tuple[Conv2d, ...], compression: Compression) -> int:
     return len(np.unique(kernels, axis=0))
 
 
-def _learn(layers: Mapping[str, tuple[Conv2d, Moments]], compression: Compression, name: str) -> _Book:
+def _learn(
+    layers: Mapping[str, tuple[Conv2d, Moments]], choices: Mapping[str, Choice], compression: Compression, name: str
+) -> _Book:
     """The codebook `name` for layers (node name -> layer and moments)."""
+    form = compression.codebook
+    limits = [_limit(choices[key], form) for key in layers]
     posed = {key: pose(best_weights(node, moments), damped(moments), math.prod(node.kernel)) for key, (node, moments) in layers.items()}
-    count = min(compression.codebook.codewords, _distinct(tuple(node for node, _ in layers.values()), compression))
+    widest = form.codewords if 0 in limits else max(limits)
+    count = min(form.codewords, widest, _distinct(tuple(node for node, _ in layers.values()), compression))
     # Each codebook draws from its own stream, so that one layer more or less leaves the others' codebooks alone.
     rng = np.random.default_rng([compression.seed % 2**64, *name.encode()])
-    codewords, solutions = learn(tuple(posed.values()), count, compression.codebook.sign, rng)
+    codewords, solutions = learn(tuple(posed.values()), count, form.sign, rng, additive=form.additive, limits=limits)
     return _Book(codewords, dict(zip(posed, solutions, strict=True)))
 
 
 def _learn_shared(
     graph: Graph,
     members: Mapping[str, tuple[Conv2d, ...]],
+    choices: Mapping[str, Choice],
     compression: Compression,
     images: _Tensors,
     ranges: Ranges,
@@ -140,7 +161,7 @@ def _learn_shared(
     books: dict[str, _Book] = {}
     for position, (name, nodes) in enumerate(members.items()):
         tell(f"clustering the kernels of {name}", _LEARNING * (0.7 + 0.3 * position / len(members)))
-        books[name] = _learn({node.name: seen[node.name] for node in nodes}, compression, name)
+        books[name] = _learn({node.name: seen[node.name] for node in nodes}, choices, compression, name)
     return books
 
 
@@ -152,9 +173,9 @@ def _walk(
     images: _Tensors,
     ranges: Ranges,
     tell: Progress,
-) -> tuple[dict[str, _Fitted], dict[str, _Book]]:
+) -> tuple[dict[str, Fitted], dict[str, _Book]]:
     """Every layer fitted in execution order, the float network and the quantised one side by side; all codebooks, new ones included."""
-    fitted: dict[str, _Fitted] = {}
+    fitted: dict[str, Fitted] = {}
     learned = dict(books)
     real: _Tensors = {}
     quant: _Tensors = {}
@@ -165,12 +186,12 @@ def _walk(
         elif isinstance(node, Conv2d):
             source, entry = quant[node.inputs[0]], ranges[node.inputs[0]]
             wanted = evaluate(_unclamped(node), [real[node.inputs[0]]])
-            integers, scale, solution = _fit(node, choices[node.name], learned, compression, source, wanted, entry)
-            weight = frozen_array(scale[:, None, None, None] * integers.astype(np.float32))
+            layer = _fit(node, choices[node.name], learned, compression, source, wanted, entry)
+            weight = frozen_array(layer.scale[:, None, None, None] * layer.integers.astype(np.float32))
             found = evaluate(replace(_unclamped(node), weight=weight), [source])
             shift = (wanted - found).double().mean((0, 2, 3)).numpy()
             bias = frozen_array(node.bias + shift)
-            fitted[node.name] = _Fitted(integers, frozen_array(scale), bias, solution)
+            fitted[node.name] = replace(layer, bias=bias)
             value = (found + torch.from_numpy(bias - node.bias)[:, None, None]).clamp_(node.lo, node.hi)
             real[node.name] = wanted.clamp_(node.lo, node.hi)
         else:
@@ -190,28 +211,30 @@ def _fit(
     source: torch.Tensor,
     wanted: torch.Tensor,
     entry: TensorRange,
-) -> tuple[Int8, npt.NDArray[np.float32], Solution | None]:
-    """Integers (c_out, c_in, k_h, k_w), scales (c_out,) and, for an indexed layer, its codes. A missing codebook is learned and added."""
+) -> Fitted:
+    """The layer with its bias as it was. A missing codebook is learned and added."""
     floor = scale_floor(node.bias, entry.scale)
     if not choice.codebook and node.weight[0].size > WIDEST:
         values, scale = uniform(node.weight.reshape(len(node.weight), -1).astype(np.float64), None, choice.bits, floor)
-        return frozen(values.reshape(node.weight.shape), np.int8), scale, None
+        return Fitted(frozen(values.reshape(node.weight.shape), np.int8), frozen_array(scale), node.bias, choice.bits)
     moments = collect(node, codes_of(node, source, entry.scale), wanted, entry.scale)
     target, second = best_weights(node, moments), damped(moments)
     if not choice.codebook:
         values, scale = uniform(target, second, choice.bits, floor)
-        return frozen(values.reshape(node.weight.shape), np.int8), scale, None
+        return Fitted(frozen(values.reshape(node.weight.shape), np.int8), frozen_array(scale), node.bias, choice.bits)
+    problem = pose(target, second, math.prod(node.kernel))
     if choice.codebook in books:
         book = books[choice.codebook]
-        problem = pose(target, second, math.prod(node.kernel))
         # Begun anew: going on from the codes learned on float inputs lowers this loss further, but not the error on unseen images.
-        solution = solve(problem, book.codewords.reals(), compression.codebook.sign, book.solutions[node.name].scale)
+        limit = _limit(choice, compression.codebook)
+        solution = solve_in(problem, book.codewords, limit, compression.codebook.sign, book.solutions[node.name].scale)
     else:
-        book = books[choice.codebook] = _learn({node.name: (node, moments)}, compression, choice.codebook)
+        book = books[choice.codebook] = _learn({node.name: (node, moments)}, {node.name: choice}, compression, choice.codebook)
         solution = book.solutions[node.name]
-    kernels = book.codewords.values[solution.codes] * np.where(solution.negative, -1, 1)[:, :, None]
+    kernels = book.codewords.kernels()[solution.codes] * np.where(solution.negative, -1, 1)[:, :, None]
     scale = usable_scale(solution.scale * book.codewords.step, floor)
-    return frozen(kernels.reshape(node.weight.shape), np.int8), scale, solution
+    integers = frozen(kernels.reshape(node.weight.shape), np.int8)
+    return Fitted(integers, frozen_array(scale), node.bias, choice.bits, choice.codebook, solution)
 
 
 def _unclamped(node: Conv2d) -> Conv2d:
@@ -229,33 +252,55 @@ def _finish(
     choices: Mapping[str, Choice],
     members: Mapping[str, tuple[Conv2d, ...]],
     books: Mapping[str, _Book],
-    fitted: Mapping[str, _Fitted],
+    fitted: Mapping[str, Fitted],
     compression: Compression,
 ) -> Quantised:
     """Packs the walk's findings: codewords in use only, codes renumbered, reductions and losses told."""
-    sign = compression.codebook.sign
+    form = compression.codebook
     numbers: dict[str, npt.NDArray[np.int64]] = {}
-    codebooks: list[IntCodebook] = []
+    codebooks: dict[str, IntCodebook] = {}
     warnings: list[str] = []
     for name, nodes in members.items():
         book = books[name].codewords
-        codes = [solution.codes for node in nodes if (solution := fitted[node.name].solution) is not None]
-        used = np.unique(np.concatenate([each.reshape(-1) for each in codes]))
-        numbers[name] = np.full(len(book.values), -1)
-        numbers[name][used] = np.arange(len(used))
-        codebooks.append(IntCodebook(name, frozen(book.values[used].reshape(-1, *nodes[0].kernel), np.int8), sign))
-        warnings += _warnings(name, nodes, book, len(used), compression)
+        codes = np.concatenate([solution.codes.reshape(-1) for node in nodes if (solution := fitted[node.name].solution) is not None])
+        numbers[name], kept = _renumbered(codes, book)
+        values = frozen(book.values[kept].reshape(-1, *nodes[0].kernel), np.int8)
+        codebooks[name] = IntCodebook(name, values, form.sign, form.additive)
+        warnings += _warnings(name, nodes, book, codebooks[name].codewords, compression)
     layers = []
     for name, layer in fitted.items():
         choice = choices[name]
         if layer.solution is None:
             weights: UniformWeights | KqWeights = UniformWeights(choice.bits, frozen(layer.integers.transpose(0, 2, 3, 1), np.int8))
         else:
-            codes_now = frozen(numbers[choice.codebook][layer.solution.codes], np.int16)
-            width = index_bits(int(numbers[choice.codebook].max()) + 1, sign)
-            weights = KqWeights(choice.codebook, width, codes_now, frozen(layer.solution.negative, np.bool_))
+            stored = codebooks[choice.codebook]
+            width = min(choice.index_bits or stored.index_bits, stored.index_bits)
+            width = index_bits(stored.named(width), form.sign, form.additive)
+            codes = numbers[choice.codebook][:, layer.solution.codes]
+            packed = codes[0] if not form.additive else codes[0] | codes[1] << stored.stage_bits(width)
+            weights = KqWeights(choice.codebook, width, frozen(packed, np.int16), frozen(layer.solution.negative, np.bool_))
         layers.append((name, LayerWeights(weights, layer.scale, layer.bias, choice.reason)))
-    return Quantised(tuple(layers), tuple(codebooks), tuple(warnings))
+    return Quantised(tuple(layers), tuple(codebooks.values()), tuple(warnings))
+
+
+def _renumbered(codes: npt.NDArray[np.int64], book: Codewords) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Per stage the new number of each old code's codeword (stages, codes), and which of `book.values` are kept, in their old order.
+
+    Codewords out of use are dropped; of two stages, both keep as many as the one that needs more.
+    """
+    every = np.arange(book.count**2 if book.additive else book.count)
+    parts = [every % book.count, every // book.count] if book.additive else [every]
+    used = [np.unique(part[codes]) for part in parts]
+    size = max(len(each) for each in used)
+    numbers, kept = [], []
+    for stage, (part, each) in enumerate(zip(parts, used, strict=True)):
+        idle = np.setdiff1d(np.arange(book.count), each)[: size - len(each)]
+        order = np.full(book.count, -1)
+        order[each] = np.arange(len(each))
+        order[idle] = np.arange(len(each), size)
+        numbers.append(order[part])
+        kept.append(stage * book.count + np.concatenate([each, idle]))
+    return np.stack(numbers), np.concatenate(kept)
 
 
 def _warnings(name: str, nodes: tuple[Conv2d, ...], book: Codewords, used: int, compression: Compression) -> list[str]:

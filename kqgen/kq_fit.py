@@ -13,14 +13,16 @@ but for the codebook, so every step works on all of them at once:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from kqgen.cluster import Block, Codewords, cluster, round_codewords
+from kqgen.cluster import Block, Codewords, cluster, round_codewords, spread
+from kqgen.cluster_pairs import cluster_pairs, round_pairs
 
 Float64 = npt.NDArray[np.float64]
 
@@ -96,25 +98,46 @@ def pose(target: Float64, second: Float64, d: int) -> Problem:
     return Problem(target, second, 1 / power if power > 0 else 0.0, order, diagonal, roots)
 
 
-def learn(problems: Sequence[Problem], count: int, sign: bool, rng: np.random.Generator) -> tuple[Codewords, tuple[Solution, ...]]:
-    """A codebook of at most `count` codewords for the layers of `problems`, and their codes in it."""
+def learn(
+    problems: Sequence[Problem], count: int, sign: bool, rng: np.random.Generator, *, additive: bool = False, limits: Sequence[int] = ()
+) -> tuple[Codewords, tuple[Solution, ...]]:
+    """A codebook of at most `count` codewords a stage for the layers of `problems`, and their codes in it.
+
+    Args:
+        additive: kernels are sums of two codewords.
+        limits: per layer, how many codewords of a stage, the first ones, it may use; 0 or nothing: all.
+    """
+    bounds = tuple(limits) or (0,) * len(problems)
     sizes = [_root_mean_square(problem) for problem in problems]
-    book = cluster([_block(problem, size) for problem, size in zip(problems, sizes, strict=True)], count, sign, rng)
-    words = book.reals()
-    solutions = [solve(problem, words, sign, size) for problem, size in zip(problems, sizes, strict=True)]
+    blocks = [_block(problem, size, limit) for problem, size, limit in zip(problems, sizes, bounds, strict=True)]
+    book = (cluster_pairs if additive else cluster)(blocks, count, sign, rng)
+    solutions = [solve_in(problem, book, limit, sign, size) for problem, limit, size in zip(problems, bounds, sizes, strict=True)]
     if sum(problem.second.size for problem in problems) > _CROSS_TERMS:
         return book, tuple(solutions)
     for _ in range(_ROUNDS):
-        fitted = fit_words(problems, solutions, words)
-        trial = Codewords(round_codewords(torch.from_numpy(fitted), book.step), book.step, book.loss, book.loss_before_rounding)
-        trial_words = trial.reals()
-        swept = [sweep(problem, trial_words, sign, solution) for problem, solution in zip(problems, solutions, strict=True)]
+        fitted = torch.from_numpy(fit_words(problems, solutions, book.reals(), additive))
+        trial = replace(book, values=round_pairs(fitted, book.step) if additive else round_codewords(fitted, book.step))
+        swept = [_sweep_in(problem, trial, limit, sign, last) for problem, limit, last in zip(problems, bounds, solutions, strict=True)]
         before, after = (sum(solution.loss for solution in group) for group in (solutions, swept))
         if after < before:
-            book, words, solutions = trial, trial_words, swept
+            book, solutions = trial, swept
         if after > before * (1 - _SETTLED):
             break
     return book, tuple(solutions)
+
+
+def solve_in(problem: Problem, book: Codewords, limit: int, sign: bool, scale: Float64) -> Solution:
+    """Codes, as `Codewords.kernels` counts them, and scales of one layer that may use the first `limit` codewords of a stage (0: all)."""
+    named = book.named(limit)
+    solution = solve(problem, spread(book.reals(), book.additive)[named], sign, scale)
+    return replace(solution, codes=named[solution.codes])
+
+
+def _sweep_in(problem: Problem, book: Codewords, limit: int, sign: bool, start: Solution) -> Solution:
+    named = book.named(limit)
+    inside = replace(start, codes=np.searchsorted(named, start.codes))
+    solution = sweep(problem, spread(book.reals(), book.additive)[named], sign, inside)
+    return replace(solution, codes=named[solution.codes])
 
 
 def solve(problem: Problem, words: Float64, sign: bool, scale: Float64) -> Solution:
@@ -180,31 +203,34 @@ def fit_scales(
     return np.where(good, match / np.where(good, power, 1.0), scale)
 
 
-def fit_words(problems: Sequence[Problem], solutions: Sequence[Solution], words: Float64) -> Float64:
-    """The codewords (K, d) of least total loss for given codes and scales; unused ones stay as they are.
+def fit_words(problems: Sequence[Problem], solutions: Sequence[Solution], words: Float64, additive: bool = False) -> Float64:
+    """The codewords (K, d), additive ones (2K, d), of least total loss for given codes and scales; unused ones stay as they are.
 
     The normal equations, K * d unknowns, are solved by conjugate gradients from `words`, preconditioned per codeword.
     """
     pairs = list(zip(problems, solutions, strict=True))
+    kernels = spread(words, additive)
 
     def gather(gradient_of: Sequence[Float64]) -> Float64:
-        total = np.zeros_like(words)
+        total = np.zeros_like(kernels)
         for (problem, solution), gradient in zip(pairs, gradient_of, strict=True):
             signed = (problem.importance * solution.scale)[:, None] * np.where(solution.negative, -1.0, 1.0)
             rows = (gradient.reshape(*solution.codes.shape, problem.d) * signed[:, :, None]).reshape(-1, problem.d)
             for column in range(problem.d):
-                total[:, column] += np.bincount(solution.codes.reshape(-1), rows[:, column], len(words))
-        return total
+                total[:, column] += np.bincount(solution.codes.reshape(-1), rows[:, column], len(kernels))
+        return _gathered(total, additive)
 
     def apply(change: Float64) -> Float64:
-        return gather([_weights(change, s.codes, s.negative, s.scale) @ p.second for p, s in pairs])
+        table = spread(change, additive)
+        return gather([_weights(table, s.codes, s.negative, s.scale) @ p.second for p, s in pairs])
 
-    mass = np.zeros(len(words))
+    mass = np.zeros(len(kernels))
     for problem, solution in pairs:
         strength = np.trace(problem.diagonal, axis1=1, axis2=2) / problem.d
         each = problem.importance * np.outer(solution.scale**2, strength)
-        mass += np.bincount(solution.codes.reshape(-1), each.reshape(-1), len(words))
-    inverse_mass = np.where(mass > 0, 1 / np.where(mass > 0, mass, 1.0), 0.0)[:, None]
+        mass += np.bincount(solution.codes.reshape(-1), each.reshape(-1), len(kernels))
+    shares = _gathered(mass[:, None], additive)
+    inverse_mass = np.where(shares > 0, 1 / np.where(shares > 0, shares, 1.0), 0.0)
     fitted = words.copy()
     residual = gather([problem.target @ problem.second for problem, _ in pairs]) - apply(fitted)
     direction = residual * inverse_mass
@@ -220,6 +246,15 @@ def fit_words(problems: Sequence[Problem], solutions: Sequence[Solution], words:
         last, norm = norm, float(np.sum(residual * scaled))
         direction = scaled + norm / last * direction
     return fitted
+
+
+def _gathered(totals: Float64, additive: bool) -> Float64:
+    """Sums over codes (codes, n) as sums over codewords: (K, n), additive (2K, n)."""
+    if not additive:
+        return totals
+    size = math.isqrt(len(totals))
+    square = totals.reshape(size, size, -1)
+    return np.concatenate([square.sum(axis=0), square.sum(axis=1)])
 
 
 def _nearest(
@@ -262,8 +297,8 @@ def _root_mean_square(problem: Problem) -> Float64:
     return np.maximum(size, 1e-9 * largest if largest > 0 else 1.0)
 
 
-def _block(problem: Problem, size: Float64) -> Block:
+def _block(problem: Problem, size: Float64, limit: int) -> Block:
     scaled = problem.target / size[:, None]
     vectors = np.ascontiguousarray(scaled.reshape(len(size), -1, problem.d).transpose(1, 0, 2))
     weights = np.tile(problem.importance * size**2, (len(vectors), 1))
-    return Block(torch.from_numpy(vectors), torch.from_numpy(weights), torch.from_numpy(problem.roots))
+    return Block(torch.from_numpy(vectors), torch.from_numpy(weights), torch.from_numpy(problem.roots), limit)

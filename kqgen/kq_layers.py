@@ -88,12 +88,14 @@ class Choice:
         codebook: name of its codebook, or "" when the weights are uniform.
         bits: of uniform weights; 8 for an indexed layer.
         reason: in words.
+        index_bits: the width asked for this layer's indices, 0 for the codebook's own.
     """
 
     layer: str
     codebook: str
     bits: int
     reason: str
+    index_bits: int = 0
 
 
 def convolutions(graph: Graph) -> tuple[Conv2d, ...]:
@@ -104,6 +106,9 @@ def convolutions(graph: Graph) -> tuple[Conv2d, ...]:
 def codebook_name(node: Conv2d, compression: Compression) -> str:
     """The C identifier of the codebook that serves `node` if it is indexed."""
     k_h, k_w = node.kernel
+    for number, group in enumerate(compression.groups, 1):
+        if node.name in group or (node.path and node.path in group):
+            return f"group_{number}_codebook"
     return f"codebook_{k_h}x{k_w}" if compression.codebook.scope == "network" else f"{node.name}_codebook"
 
 
@@ -138,17 +143,27 @@ def choose(graph: Graph, compression: Compression) -> tuple[Choice, ...]:
     """How each Conv2d will be stored, in execution order.
 
     Indexed are layers with kernels larger than 1x1 that are not fully connected, not named in `keep`, and not so small that
-    8-bit weights serve better.
+    8-bit weights serve better; a layer with a width of its own is never too small.
 
     Raises:
-        InputError: `keep` names no layer, or one layer twice.
+        InputError: `keep`, `widths` or `groups` names no layer, one layer twice, or a layer for which it cannot hold.
     """
-    kept = _kept(graph, compression)
+    kept = _named(graph, compression.keep, "keep", "at {} bits")
+    widths = _named(graph, compression.widths, "width", "with indices of {} bits")
+    _check_groups(graph, compression)
     nodes = convolutions(graph)
     plain = {node.name: _plain_reason(node, compression) for node in nodes}
     candidates = [node for node in nodes if node.name not in kept and not plain[node.name]]
     total = sum(node.weight.size for node in nodes)
     inputs = {node.name for node in graph.inputs}
+    for node in nodes:
+        if compression.weights == "kq" and node.name in widths and node not in candidates:
+            raise InputError(
+                f"layer {node.path or node.name} has no indices that could have {widths[node.name]} bits",
+                found=f"kept at {kept[node.name]} bits" if node.name in kept else plain[node.name],
+                wanted="a width for a layer that is indexed",
+                do="drop its --width",
+            )
     out: list[Choice] = []
     for node in nodes:
         if node.name in kept:
@@ -156,34 +171,63 @@ def choose(graph: Graph, compression: Compression) -> tuple[Choice, ...]:
         elif plain[node.name]:
             out.append(Choice(node.name, "", 8, plain[node.name]))
         else:
-            small = _too_small(node, candidates, total, bool(inputs & set(node.inputs)), compression)
+            width = widths.get(node.name, 0)
+            small = "" if width else _too_small(node, candidates, total, bool(inputs & set(node.inputs)), compression)
             name = codebook_name(node, compression)
-            out.append(Choice(node.name, "", 8, small) if small else Choice(node.name, name, 8, f"indexed into {name}"))
+            out.append(Choice(node.name, "", 8, small) if small else Choice(node.name, name, 8, f"indexed into {name}", width))
     return tuple(out)
 
 
-def _kept(graph: Graph, compression: Compression) -> dict[str, int]:
-    kept: dict[str, int] = {}
-    for wanted, bits in compression.keep:
+def _named(graph: Graph, wishes: Iterable[tuple[str, int]], option: str, phrase: str) -> dict[str, int]:
+    """Node name -> bits, of (layer, bits) pairs that name layers by path or by node name."""
+    found: dict[str, int] = {}
+    for wanted, bits in wishes:
         named = [node for node in convolutions(graph) if wanted in (node.path, node.name) and wanted]
         if not named:
-            layers = ", ".join(node.path or node.name for node in convolutions(graph))
             raise InputError(
-                f"no layer {wanted!r} to keep at {bits} bits",
+                f"no layer {wanted!r} to {'keep' if option == 'keep' else 'store'} {phrase.format(bits)}",
                 found=repr(wanted),
-                wanted=f"one of {layers}" if layers else "a layer with weights; this network has none",
-                do=f"write --keep with one of these names and ={bits}",
+                wanted=_layers(graph),
+                do=f"write --{option} with one of these names and ={bits}",
             )
         for node in named:
-            if kept.get(node.name, bits) != bits:
+            if found.get(node.name, bits) != bits:
                 raise InputError(
-                    f"layer {wanted} is kept at two widths",
-                    found=f"{kept[node.name]} and {bits} bits",
+                    f"layer {wanted} is {'kept' if option == 'keep' else 'stored'} at two widths",
+                    found=f"{found[node.name]} and {bits} bits",
                     wanted="one width a layer",
-                    do="drop one of the two --keep options",
+                    do=f"drop one of the two --{option} options",
                 )
-            kept[node.name] = bits
-    return kept
+            found[node.name] = bits
+    return found
+
+
+def _layers(graph: Graph) -> str:
+    layers = ", ".join(node.path or node.name for node in convolutions(graph))
+    return f"one of {layers}" if layers else "a layer with weights; this network has none"
+
+
+def _check_groups(graph: Graph, compression: Compression) -> None:
+    """Every member is a layer, stands in one group, and has the kernel of the others."""
+    placed: dict[str, int] = {}
+    for number, group in enumerate(compression.groups):
+        kernels: dict[tuple[int, int], str] = {}
+        for wanted in group:
+            named = [node for node in convolutions(graph) if wanted in (node.path, node.name) and wanted]
+            if not named:
+                raise InputError(f"no layer {wanted!r} to group", found=repr(wanted), wanted=_layers(graph))
+            for node in named:
+                if placed.setdefault(node.name, number) != number:
+                    raise InputError(f"layer {wanted} stands in two groups", wanted="one group a layer", do="drop it from one of them")
+                kernels.setdefault(node.kernel, wanted)
+        if len(kernels) > 1:
+            (one, first), (two, second) = list(kernels.items())[:2]
+            raise InputError(
+                f"layers {first} and {second} cannot share a codebook",
+                found=f"kernels {one[0]}x{one[1]} and {two[0]}x{two[1]}",
+                wanted="one kernel shape in a group",
+                do="put them into groups of their own",
+            )
 
 
 def _plain_reason(node: Conv2d, compression: Compression) -> str:
@@ -203,10 +247,11 @@ def _too_small(node: Conv2d, candidates: list[Conv2d], total: int, reads_input: 
     sharing = [other for other in candidates if codebook_name(other, compression) == name]
     kernels = node.weight.shape[0] * node.weight.shape[1]
     all_kernels = sum(other.weight.shape[0] * other.weight.shape[1] for other in sharing)
-    codewords = min(compression.codebook.codewords, all_kernels)
+    book = compression.codebook
+    codewords = min(book.codewords, all_kernels)
     plain_bytes = node.weight.size
-    index_bytes = -(-kernels * index_bits(codewords, compression.codebook.sign) // 8)
-    share_bytes = -(-codewords * (plain_bytes // kernels) * 6 * kernels // (8 * all_kernels))
+    index_bytes = -(-kernels * index_bits(codewords, book.sign, book.additive) // 8)
+    share_bytes = -(-codewords * (2 if book.additive else 1) * (plain_bytes // kernels) * 6 * kernels // (8 * all_kernels))
     saved = plain_bytes - index_bytes - share_bytes
     if saved <= 0:
         return (

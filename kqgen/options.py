@@ -53,6 +53,11 @@ class Codebook:
             )
 
     @property
+    def stages(self) -> int:
+        """How many codewords add up to a kernel."""
+        return 2 if self.additive else 1
+
+    @property
     def index_bits(self) -> int:
         """Bits of one stored index."""
         return index_bits(self.codewords, self.sign, self.additive)
@@ -71,6 +76,7 @@ class Compression:
             first codewords alone; with a codebook of its own it stores so many.
         groups: layers that share one codebook, whatever the scope says; a layer stands in one group at most.
         seed: of the clustering; the same seed gives the same bytes.
+        reconstruct: steps of gradient descent by which all layers are refined together on the calibration images; 0: none.
 
     Raises:
         InputError: a width that is not 8, 6 or 4, or an unknown kind of weights.
@@ -82,6 +88,7 @@ class Compression:
     widths: tuple[tuple[str, int], ...] = ()
     groups: tuple[tuple[str, ...], ...] = ()
     seed: int = 0
+    reconstruct: int = 0
 
     def __post_init__(self) -> None:
         if self.weights not in ("kq", "int8"):
@@ -93,6 +100,10 @@ class Compression:
                     wanted="8, 6 or 4 bits",
                     do=f"write --keep {layer}=8",
                 )
+        if self.reconstruct < 0:
+            raise InputError(
+                f"cannot reconstruct for {self.reconstruct} steps", wanted="0 steps or more", do="write --reconstruct 0 for none"
+            )
         for layer, bits in self.widths:
             if not 1 <= bits <= self.codebook.index_bits:
                 raise InputError(
