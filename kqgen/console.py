@@ -142,7 +142,7 @@ def show_report(console: Console, report: Report, board: Board) -> None:
             grouped(layer.flash_bytes), f"{layer.macs / divisor:.{digits}f}" if layer.macs else "",
         )  # fmt: skip
     for codebook in report.codebooks:
-        count = f"{'2 x ' if codebook.stages == 2 else ''}{codebook.codewords} codewords"
+        count = f"{'2 x ' if codebook.stages == 2 else ''}{codebook.codewords // codebook.stages} codewords"
         table.add_row(codebook.name, count, "", "int6", "", "", grouped(codebook.flash_bytes), "")
     widths = report.bits_per_weight
     total = ("total", "", "", "", bits(widths.conv), "over conv", grouped(report.flash_bytes.tables), f"{report.macs / divisor:.{digits}f}")

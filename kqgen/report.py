@@ -64,7 +64,7 @@ class RamBytes:
 
 @dataclass(frozen=True, slots=True)
 class CodebookReport:
-    """One codebook: its stored codewords (of each stage), its packed size, and how many stages it has."""
+    """One codebook: its stored codewords (of all stages), its packed size, and how many stages it has: 2 when it is additive."""
 
     name: str
     codewords: int
@@ -184,7 +184,7 @@ def build(plan: Plan, board: Board, measured: Measured | None) -> Report:
         flash_bytes=flash,
         ram_bytes=RamBytes(plan.arena_bytes, inputs, outputs, stack, None if stack is None else fixed_ram + stack),
         macs=sum(layer.macs for layer in layers),
-        codebooks=tuple(CodebookReport(book.name, book.codewords, book.packed_bytes, book.stages) for book in graph.codebooks),
+        codebooks=tuple(CodebookReport(book.name, len(book.values), book.packed_bytes, book.stages) for book in graph.codebooks),
         layers=layers,
         fullest=labels[fullest_step(plan)],
         int8_tables_bytes=_int8_tables_bytes(graph),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 
+import nets
 import pytest
 from rich.console import Console
 
@@ -13,6 +14,8 @@ from kqgen.board import all_boards, load_board
 from kqgen.compare import FirstDifference, FloatAgreement
 from kqgen.errors import InputError
 from kqgen.frontend_table import SUPPORTED
+from kqgen.planner import make_plan
+from kqgen.report import build
 from kqgen.verify import TargetResult, VerifyReport
 
 
@@ -59,6 +62,16 @@ def test_square_brackets_are_text() -> None:
     console.show_error(made, InputError("layer [bold]x[/bold]", found="shape [1, 2]"), nothing_written=False)
     console.show_warnings(made, ["codebook [red]b[/red]"])
     assert lines(made)[:3] == ["kqgen: layer [bold]x[/bold]", "  found    shape [1, 2]", "warning: codebook [red]b[/red]"]
+
+
+def test_codewords_of_two_stages_are_told_apart() -> None:
+    board = load_board("nucleo-g0b1re")
+    made = log()
+    console.show_report(made, build(make_plan(nets.summed()), board, None), board)
+    words = [" ".join(line.split()) for line in lines(made)]
+    assert any(line.startswith("pairs 2 x 13 codewords int6 176") for line in words)
+    assert any(line.startswith("plain 21 codewords int6 142") for line in words)
+    assert any(line.startswith("narrow.sum conv 3x3 9->11 ") and " KQ 2x2+sign " in line for line in words)
 
 
 @pytest.mark.parametrize("width", [100, 120])

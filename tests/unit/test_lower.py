@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from kqgen import ir, oracle
+from kqgen import graph_check, ir, oracle
 from kqgen.calibrate import calibrate
 from kqgen.errors import UnsupportedError
 from kqgen.frontend import import_module
-from kqgen.intgraph import IntConv2d, IntGraph
-from kqgen.kq import quantise
+from kqgen.intgraph import IntCodebook, IntConv2d, IntGraph, KqWeights, UniformWeights, effective_kernels, frozen
+from kqgen.kq import Quantised, quantise
 from kqgen.lower import lower
 from kqgen.options import Codebook, Compression
 from kqgen.samples import Samples, read_samples
@@ -117,6 +117,27 @@ def test_accumulators_stay_in_int32_on_extreme_inputs() -> None:
             bias = node.requant.bias.astype(np.int64)
             worst = bias + np.where(weights > 0, 127 * weights, -128 * weights).sum(axis=(1, 2, 3))
             assert np.all(worst << node.requant.acc_shift < 2**31)
+
+
+def test_sums_of_two_codewords_are_lowered_like_the_kernels_they_are() -> None:
+    """A layer of codewords of two stages, narrow and signed, gives what the same kernels stored in 8 bits give."""
+    torch.manual_seed(3)
+    graph = simplify(import_module(nn.Sequential(nn.Conv2d(3, 4, 3)), (torch.zeros(1, 3, 8, 8),), "net"))
+    samples = read_samples(images()[:, :, :8, :8] / 255, graph)
+    ranges = calibrate(graph, samples)
+    stored = quantise(graph, Compression("int8"), samples, ranges)
+    rng = np.random.default_rng(3)
+    book = IntCodebook("pairs", frozen(rng.integers(-14, 15, (10, 3, 3)), np.int8), True, additive=True)
+    weights = KqWeights("pairs", 5, frozen(rng.integers(0, 16, (4, 3)), np.int16), frozen(rng.random((4, 3)) < 0.5, np.bool_))
+    ((name, layer),) = stored.layers
+    kernels = UniformWeights(8, effective_kernels(weights, book))
+    one, other = (
+        lower(graph, ranges, Quantised(((name, replace(layer, weights=each)),), books), "kq")
+        for each, books in ((weights, (book,)), (kernels, ()))
+    )
+    graph_check.check(one)
+    assert one.codebooks == (book,)
+    assert np.array_equal(integers(one, samples), integers(other, samples))
 
 
 def test_a_bias_beyond_int32_is_refused_by_name() -> None:

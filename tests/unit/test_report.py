@@ -103,6 +103,23 @@ def test_layers_for_people(plan: Plan) -> None:
     assert rows["fc"][0].startswith("dense ")
 
 
+def test_additive_codebooks_and_narrow_indices() -> None:
+    plan = nets.make_plan(nets.summed())
+    report = build(plan, BOARD, None)
+    rows = {layer.name: (layer.weights, layer.index_bits, layer.weight_bits) for layer in report.layers}
+    assert rows["stem"] == ("KQ 5+sign", 6, 8 * -(-7 * 3 * 6 // 8))
+    assert rows["narrow"] == ("KQ 2+sign", 3, 8 * -(-20 * 7 * 3 // 8))
+    assert rows["sum"] == ("KQ 2x4+sign", 9, 8 * -(-9 * 20 * 9 // 8))
+    assert rows["narrow.sum"] == ("KQ 2x2+sign", 5, 8 * -(-11 * 9 * 5 // 8))
+    assert rows["row"] == ("KQ 2x2", 4, 8 * -(-6 * 5 * 4 // 8))
+    assert [(book.name, book.codewords, book.stages, book.flash_bytes) for book in report.codebooks] == [
+        ("pairs", 26, 2, -(-26 * 9 * 6 // 8)), ("flat_pairs", 8, 2, -(-8 * 5 * 6 // 8)), ("plain", 21, 1, -(-21 * 9 * 6 // 8)),
+    ]  # fmt: skip
+    assert set(document(report)["codebooks"][0]) == {"name", "codewords", "flash_bytes"}
+    parts = [layer.flash_bytes for layer in report.layers] + [book.flash_bytes for book in report.codebooks]
+    assert sum(parts) == report.flash_bytes.tables
+
+
 def test_uneven_strides_are_told() -> None:
     net = nets.Builder("net")
     net.input("x", 8, 8, 1)
