@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from kqgen import store
 from kqgen.errors import InputError, ToolchainError
 from kqgen.fidelity import LeftOut, Waterfall, waterfall
-from kqgen.firmware import FLOAT_SUFFIX, GRAPH_SUFFIX, Firmware, open_firmware
+from kqgen.firmware import FLOAT_SUFFIX, Network
 from kqgen.floatmodel import float_outputs
 from kqgen.frontend import import_exported
-from kqgen.intgraph import IntGraph
 from kqgen.net import load
 from kqgen.pipeline import quantised_inputs
 from kqgen.pt2 import load_pt2
@@ -21,41 +18,6 @@ from kqgen.simplify import simplify
 from kqgen.verify import Tensors, reference_outputs
 
 Tell = Callable[[str, float], None]
-
-GRAPH_SUFFIXES = (GRAPH_SUFFIX, ".kq.safetensors")
-"""Of files that hold an integer graph: what compile and what training writes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Network:
-    """A network in integers, and the folder it lies in when compile wrote it.
-
-    Attributes:
-        firmware: None for a file.
-    """
-
-    graph: IntGraph
-    firmware: Firmware | None
-
-
-def open_network(path: Path) -> Network:
-    """Reads an output folder, or a file that holds an integer graph.
-
-    Raises:
-        InputError: neither of them.
-    """
-    if path.is_dir():
-        firmware = open_firmware(path)
-        return Network(firmware.graph, firmware)
-    if not path.name.endswith(GRAPH_SUFFIXES):
-        raise InputError(
-            f"{path} is no network of kqgen",
-            found="no such file or folder" if not path.exists() else "a file of another kind",
-            wanted=f"the folder that kqgen compile wrote, or a file *{' or *'.join(GRAPH_SUFFIXES)}",
-            do=f"kqgen compile MODEL --board BOARD --calibration IMAGES.npz --out {path.stem or 'firmware'}",
-        )
-    return Network(store.read(path)[0], None)
-
 
 def assess(network: Network, inputs: Path, *, model: Path | None = None, limit: int | None = None, tell: Tell) -> Waterfall:
     """The fidelity of a network on the first `limit` inputs of an .npz, with accuracy where that holds `labels`.

@@ -33,7 +33,8 @@ def fidelity(network: Path, inputs: Path, model: Path | None, limit: int | None,
     numpy.savez("test.npz", images=images, labels=labels)
     kqgen fidelity firmware --inputs test.npz
     """
-    from kqgen.assess import assess, open_network  # noqa: PLC0415 - torch takes seconds to load
+    from kqgen.assess import assess  # noqa: PLC0415 - torch takes seconds to load
+    from kqgen.firmware import open_network  # noqa: PLC0415
 
     opened = open_network(network)
     with console.progress_bar(console.make_console(stderr=True), "reading the model") as tell:
@@ -59,8 +60,7 @@ def picture(network: Path, out: Path) -> None:
     """
     if out.suffix.lower() != ".svg":
         raise InputError(f"--out {out} is no .svg", found=out.suffix or "no suffix", wanted=".svg", do=f"--out {out.with_suffix('.svg')}")
-    from kqgen.assess import open_network  # noqa: PLC0415 - torch takes seconds to load
-    from kqgen.firmware import replace_file  # noqa: PLC0415
+    from kqgen.firmware import open_network, replace_file  # noqa: PLC0415 - numpy takes its time, and help should not
     from kqgen.picture import picture as draw  # noqa: PLC0415
 
     replace_file(out, draw(open_network(network).graph).encode())

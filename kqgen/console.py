@@ -303,14 +303,17 @@ def _blamed(report: Waterfall) -> Iterator[tuple[str, str]]:
     blame, titles = report.blame, {step.step: step.title for step in report.steps}
     yield "blame", "no step: none changes the outputs" if blame.step is None else f"{titles[blame.step]} adds most noise to the outputs"
     if blame.compensated:
-        yield "", "no layer: they were trained together, and a network quantised half way means little; compare `alone` and `all`"
+        yield "", "no layer: they make up for each other, so a network quantised half way tells little; see alone and all"
     elif blame.layer is not None:
         number = next(number for number, layer in enumerate(report.layers) if layer.name == blame.layer)
         before = "" if number == 0 else f" from {_tenths(report.layers[number - 1].network_db)}"
         yield "", f"layer {blame.layer} most of it: it takes the network{before} to {_tenths(report.layers[number].network_db)} dB"
-    yield "columns", f"layers on {grouped(report.layer_inputs)} inputs, SQNR in dB: weights, the layer's own; alone, its output with float"
-    yield "", "layers before it; all, with quantised ones; net, the network's outputs when the layers after it are float, as for"
-    yield "", "accuracy and for noise, the layer's share of all noise: below 0 it makes up for layers before it"
+    yield "layers", f"on {grouped(report.layer_inputs)} inputs; dB are SQNR against the float model"
+    yield "weights", "of the layer's weights"
+    yield "alone", "of its output, the layers before it float"
+    yield "all", "of its output, the layers before it quantised too"
+    yield "net", "of the network's outputs, the layers after it float; so are the figures after it"
+    yield "noise", "its share of the noise at the outputs; below 0 it makes up for layers before it"
     for missing in report.left_out:
         yield "left out", f"{missing.what}: {missing.why}"
 

@@ -194,7 +194,7 @@ def waterfall(
         outputs = measure.outputs(lambda batch: run(real, batch))
         steps.append(measure.step("float_codebook", "float codebook", outputs, stored_bytes + wider))
     elif integers.codebooks:
-        missing.append(LeftOut("float codebook", "codewords before their rounding to 6 bits are known while compressing and not kept"))
+        missing.append(LeftOut("float codebook", "the codewords before their rounding to 6 bits are not at hand"))
     tell("the stored weights", 0.2)
     outputs = measure.outputs(lambda batch: run(stored, batch))
     steps.append(measure.step("stored_weights", "6-bit codebook" if integers.codebooks else "stored weights", outputs, stored_bytes))

@@ -28,6 +28,8 @@ from kqgen.planner import make_plan
 
 GRAPH_SUFFIX = ".kqgen.safetensors"
 FLOAT_SUFFIX = ".pt2"
+GRAPH_SUFFIXES = (GRAPH_SUFFIX, ".kq.safetensors")
+"""Of files that hold an integer graph: what compile and what training writes."""
 BOARD_FILE = "board.toml"
 
 _SHOWN = 4
@@ -82,6 +84,18 @@ class Firmware:
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Writes one result into the folder, whole or not at all."""
         replace_file(self.folder / name, json_bytes(content))
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A network in integers, and the folder it lies in when compile wrote it.
+
+    Attributes:
+        firmware: None for a file.
+    """
+
+    graph: IntGraph
+    firmware: Firmware | None
 
 
 def json_bytes(content: Mapping[str, Any]) -> bytes:
@@ -223,6 +237,25 @@ def open_firmware(folder: Path) -> Firmware:
         )
     graph, extra = store.read(graphs[0])
     return Firmware(folder, graph, make_plan(graph), _stored_board(folder, str(extra.get("board"))))
+
+
+def open_network(path: Path) -> Network:
+    """Reads an output folder, or a file that holds an integer graph.
+
+    Raises:
+        InputError: neither of them.
+    """
+    if path.is_dir():
+        firmware = open_firmware(path)
+        return Network(firmware.graph, firmware)
+    if not path.name.endswith(GRAPH_SUFFIXES):
+        raise InputError(
+            f"{path} is no network of kqgen",
+            found="no such file or folder" if not path.exists() else "a file of another kind",
+            wanted=f"the folder that kqgen compile wrote, or a file *{' or *'.join(GRAPH_SUFFIXES)}",
+            do=f"kqgen compile MODEL --board BOARD --calibration IMAGES.npz --out {path.stem or 'firmware'}",
+        )
+    return Network(store.read(path)[0], None)
 
 
 def _stored_board(folder: Path, name: str) -> Board:

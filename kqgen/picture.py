@@ -148,20 +148,21 @@ def picture(graph: IntGraph) -> str:
     Raises:
         InputError: the network has no codebook.
     """
-    if not graph.codebooks:
+    books = [(book, uses) for book in graph.codebooks if (uses := _uses(graph, book))]
+    if not books:
         raise InputError(
             f"{graph.name} has no codebook to draw", found=f"weights of {graph.compression}, every layer stored uniformly",
             wanted="a network with indexed layers", do="compile it with --weights kq",
         )  # fmt: skip
-    title = f"{graph.name}: {'codebook' if len(graph.codebooks) == 1 else f'{len(graph.codebooks)} codebooks'} of kernels"
+    title = f"{graph.name}: {'codebook' if len(books) == 1 else f'{len(books)} codebooks'} of kernels"
     widths = bits_per_weight(graph)
     told = f"{widths.kq:.2f} bits a weight in indexed layers, {widths.conv:.2f} over all convolutions"
     texts = [TextView(LEFT, 44, _text(title), 20, weight="bold"), TextView(LEFT, 66, _text(told), 12, _GREY), *_legend_texts()]
     panels: list[PanelView] = []
     rows: list[RowView] = []
     bottom = 84
-    for book in graph.codebooks:
-        section = _section(book, _uses(graph, book), bottom, len(graph.codebooks))
+    for book, uses in books:
+        section = _section(book, uses, bottom, len(books))
         panels += section.panels
         rows += section.rows
         texts += section.texts
@@ -232,9 +233,10 @@ def _section(book: IntCodebook, uses: tuple[_Use, ...], top: int, books: int) ->
     k_h, k_w = book.values.shape[1:]
     entropy = entropy_bits(symbols)
     kinds = f"{grouped(book.codewords)}{' + ' + grouped(book.codewords) if book.additive else ''} codewords of {k_h}x{k_w}"
+    made = (", summed in pairs" if book.additive else "") + (", each also as its negative" if book.sign else "")
     facts = (
-        f"{kinds}{', each also as its negative' if book.sign else ''}; {grouped(len(symbols))} kernels, "
-        f"indices of {width_bits:g} bits with {entropy:.2f} bits of entropy ({100 * entropy / width_bits:.0f} %)"
+        f"{kinds}{made}; {grouped(len(symbols))} kernels, "
+        f"indices of {width_bits:.3g} bits, entropy {entropy:.2f} bits ({100 * entropy / width_bits:.0f} %)"
     )
     y = top + 30
     texts = [TextView(LEFT, y, _text(book.name), 15, weight="bold"), TextView(LEFT, y + 18, _text(facts), 12, _GREY)]
@@ -252,14 +254,15 @@ def _section(book: IntCodebook, uses: tuple[_Use, ...], top: int, books: int) ->
         panels.append(_panel(name, book.values, order[-1], counts, negative, plan, y + 18))
         y += 18 + plan.height + 10
     y += 6
-    shown = np.concatenate(order)
+    apart = np.array([len(book.values)])
+    shown = np.concatenate([order[0], *(np.concatenate([apart, numbers]) for numbers in order[1:])])
     highest = int(max(use.counts.max() for use in uses))
     axis = "logarithmic" if bars(uses[0].counts, highest, 0).logarithmic else f"0 to {grouped(highest)}"
     texts.append(TextView(LEFT, y + 8, f"use by layer: kernels for each codeword, in the order of the tiles; height {axis}", 11, _GREY))
     y += 18
     rows = []
     for use in uses:
-        drawn = bars(use.counts[shown], highest, y)
+        drawn = bars(np.append(use.counts, 0)[shown], highest, y)
         rows.append(_row(use, drawn, y))
         texts += _row_texts(use, highest, drawn, y)
         y += ROW_HEIGHT

@@ -17,7 +17,9 @@ ROW_HEIGHT = 52
 
 _BARS_LEFT = 226
 _BARS_HEIGHT = 38
-_CELLS = range(14, 1, -1)
+_CELLS = range(14, 2, -1)
+_SIMILAR = 3
+"""Of so many sizes that fit, the largest first, the one whose last row is fullest is taken."""
 _TALLEST = 470
 _LEAST_TALL = 150
 _LOGARITHMIC = 20
@@ -71,11 +73,12 @@ def grid(kernel: Pair, codewords: int, panels: int) -> Grid:
     k_h, k_w = kernel
     tallest = max(_LEAST_TALL, _TALLEST // panels)
     found = [_grid(k_h, k_w, codewords, cell) for cell in _CELLS]
-    return next((plan for plan in found if plan.height <= tallest), found[-1])
+    fitting = [plan for plan in found if plan.height <= tallest][:_SIMILAR] or found[-1:]
+    return min(fitting, key=lambda plan: -codewords % plan.columns / plan.columns if codewords > plan.columns else 0)
 
 
 def _grid(k_h: int, k_w: int, codewords: int, cell: int) -> Grid:
-    gap, bar = max(2, round(0.8 * cell)), 3 if cell > 3 else 2
+    gap, bar = max(4, round(0.8 * cell)), 3 if cell > 3 else 2
     pitch_x, pitch_y = k_w * cell + gap, k_h * cell + 2 + bar + gap
     columns = max(1, (WIDTH - 2 * LEFT + gap) // pitch_x)
     rows = -(-codewords // columns)
