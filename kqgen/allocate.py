@@ -26,57 +26,17 @@ from kqgen.allocate_mixes import (
 )
 from kqgen.calibrate import Ranges
 from kqgen.errors import InputError, InternalError
+from kqgen.goal import Goal, Target
 from kqgen.ir import Graph
 from kqgen.kq_layers import convolutions
-from kqgen.options import Codebook, Compression
+from kqgen.options import Codebook, Compression, Scope
 from kqgen.planned import Planned, PlannedLayer, planned_bytes, spelled
 from kqgen.samples import Samples
 from kqgen.sensitivity import measure, plain
 
 Progress = Callable[[str, float], None]
 
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """How small a network shall be; exactly one of the two is given.
-
-    Attributes:
-        bits_per_weight: over all weights of convolutions, codebooks and padding counted, fully connected layers not.
-        table_bytes: of all indices, codebooks and uniform weights, fully connected layers counted, requantisation tables not.
-
-    Raises:
-        InputError: none or both are given, or one that is not positive.
-    """
-
-    bits_per_weight: float | None = None
-    table_bytes: int | None = None
-
-    def __post_init__(self) -> None:
-        if (self.bits_per_weight is None) == (self.table_bytes is None):
-            raise InputError(
-                "a target is either bits for a weight or bytes of tables",
-                found="neither" if self.bits_per_weight is None else "both",
-                wanted="one of the two",
-                do="give --target-bits or --target-bytes",
-            )
-        value = self.bits_per_weight if self.bits_per_weight is not None else self.table_bytes
-        if value is None or not 0 < value < float("inf"):
-            raise InputError("a target must be a positive number", found=str(value), do="for example --target-bits 1.5")
-
-    def __str__(self) -> str:
-        return f"{self.bits_per_weight:g} bits a weight" if self.bits_per_weight is not None else f"{self.table_bytes} bytes of tables"
-
-    def met_by(self, planned: Planned) -> bool:
-        """Whether so much is not too much."""
-        if self.bits_per_weight is not None:
-            return 8 * planned.conv_bytes <= self.bits_per_weight * planned.conv_weights + 1e-9
-        return planned.table_bytes <= (self.table_bytes or 0)
-
-    def budget_bytes(self, planned: Planned) -> float:
-        """The bytes that all tables may take, fully connected layers counted as they are in `planned`."""
-        if self.bits_per_weight is None:
-            return float(self.table_bytes or 0)
-        return self.bits_per_weight * planned.conv_weights / 8 + planned.table_bytes - planned.conv_bytes + 1e-9
+__all__ = ["AllocatedLayer", "Allocation", "Goal", "Progress", "Target", "allocate", "met", "settle"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +84,27 @@ class Allocation:
     reasons: tuple[str, ...]
 
 
+def met(target: Target, planned: Planned) -> bool:
+    """Whether a network that stores so much keeps within the target."""
+    if target.bits_per_weight is not None:
+        return 8 * planned.conv_bytes <= target.bits_per_weight * planned.conv_weights + 1e-9
+    return planned.table_bytes <= (target.table_bytes or 0)
+
+
+def _budget_bytes(target: Target, planned: Planned) -> float:
+    """The bytes that all tables may take, fully connected layers counted as they are in `planned`."""
+    if target.bits_per_weight is None:
+        return float(target.table_bytes or 0)
+    return target.bits_per_weight * planned.conv_weights / 8 + planned.table_bytes - planned.conv_bytes + 1e-9
+
+
 def _silent(label: str, fraction: float) -> None:
     del label, fraction
 
 
 def allocate(
     graph: Graph, target: Target, samples: Samples | None, ranges: Ranges | None, *, codebook: Codebook | None = None,
-    keep: Sequence[tuple[str, int]] = (), seed: int = 0, progress: Progress | None = None,
+    scopes: tuple[Scope, ...] | None = None, keep: Sequence[tuple[str, int]] = (), seed: int = 0, progress: Progress | None = None,
 ) -> Allocation:  # fmt: skip
     """The compression of least expected error that stores no more than `target`.
 
@@ -138,7 +112,8 @@ def allocate(
         graph: simplified; without samples only its Conv2d nodes, their weights and the names of its inputs matter.
         samples: calibration images; without them every layer and every weight counts the same.
         ranges: of every tensor, for the codes that layers see; None leaves them in float.
-        codebook: fixes scope, sign and additive; its codewords are chosen. None chooses the scope too.
+        codebook: fixes scope, sign and additive; its codewords are chosen. None chooses the scope too, of signed codewords.
+        scopes: to choose among, whatever the codebook says.
         keep: (layer, bits) pairs that stay as they are.
         seed: of the clustering; equal arguments give equal allocations.
         progress: told what is being done and the fraction done, 0..1.
@@ -157,15 +132,22 @@ def allocate(
     if samples is not None:
         known = measure(graph, samples, ranges, seed, lambda label, fraction: tell(label, 0.4 * fraction))
     partitions = partitions_of(
-        nodes, known, kept, form, scopes=(codebook.scope,) if codebook else ("network", "layer"),
+        nodes, known, kept, form, scopes=scopes or ((codebook.scope,) if codebook else ("network", "layer")),
         fixed_dense=target.bits_per_weight is not None, seed=seed, progress=lambda label, fraction: tell(label, 0.4 + 0.5 * fraction),
     )  # fmt: skip
     tell("choosing widths", 0.9)
-    found = _best(graph, partitions, target.budget_bytes(widest), tuple(keep), seed)
-    if not target.met_by(found.planned):
+    found = _best(graph, partitions, _budget_bytes(target, widest), tuple(keep), seed)
+    if not met(target, found.planned):
         raise _too_small(target, found)
     tell("widths chosen", 1.0)
     return _allocation(found)
+
+
+def settle(graph: Graph, goal: Goal, samples: Samples | None, ranges: Ranges | None, progress: Progress | None = None) -> Allocation:
+    """The allocation for a goal; see `allocate`."""
+    return allocate(
+        graph, goal.target, samples, ranges, codebook=goal.codebook, scopes=goal.scopes, keep=goal.keep, seed=goal.seed, progress=progress
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +256,7 @@ def _too_small(target: Target, found: _Found) -> InputError:
         f"no allocation reaches {target}",
         found=f"{nearest} at the least, with {spelled(found.compression)}",
         wanted=f"a target of {nearest} or more",
-        do=f"raise the target; {planned.conv_weights} weights of convolutions are compressed",
+        do="raise the target, or let go of a --keep or of a --codebook",
     )
 
 

@@ -122,6 +122,7 @@ def partitions_of(
     keys: list[tuple[Scope, Callable[[int], object]]] = [
         ("network", lambda number: nodes[number].kernel),
         ("layer", lambda number: number),
+        ("layer", lambda number: (nodes[number].kernel, len(nodes[number].weight))),
     ]
     free = len(scopes) > 1
     plans = [(scope, _gathered(open_layers, key)) for scope, key in (keys if free else keys[:2]) if scope in scopes]

@@ -22,8 +22,10 @@ from rich.console import Console
 from kqgen import board as boards
 from kqgen import console
 from kqgen.cli_inspect import fidelity, picture
+from kqgen.cli_options import compression_options
 from kqgen.errors import InputError, KqgenError
-from kqgen.options import Codebook, Compression
+from kqgen.goal import Goal
+from kqgen.options import Compression
 from kqgen.report import document
 from kqgen.version import __version__
 
@@ -80,23 +82,14 @@ def _json_option(function: F) -> F:
 @click.option(
     "--state", type=click.Path(path_type=Path), metavar="FILE", help="Weights for package.module:factory: .safetensors, .pt or .pth."
 )
-@click.option("--weights", type=click.Choice(["kq", "int8"]), default="kq", show_default=True, help="int8 turns Kernel Quantization off.")
-@click.option(
-    "--codebook", type=click.Choice(["layer", "network"]), default="network", show_default=True,
-    help="One codebook a layer, or one for all kernels of a shape.",
-)  # fmt: skip
-@click.option("--codewords", type=int, default=256, show_default=True, metavar="K", help="Stored codewords of a codebook.")
-@click.option("--sign/--no-sign", default=True, show_default=True, help="Let each codeword also serve as its negative.")
-@click.option("--keep", multiple=True, metavar="LAYER=BITS", help="Store this layer uniformly in 8, 6 or 4 bits; repeatable.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of the clustering.")
+@compression_options
 @click.option("--name", metavar="IDENT", help="C identifier of the network (default: the file's stem).")
 @click.option("--no-build", is_flag=True, help="Write sources only; measured figures become null.")
 @_toolchain_option
 @_json_option
 def compile(  # noqa: A001 - the command is called so
-    model: str, board_name: str, calibration: Path, out: Path, state: Path | None, weights: Literal["kq", "int8"],
-    codebook: Literal["layer", "network"], codewords: int, sign: bool, keep: tuple[str, ...], seed: int, name: str | None, no_build: bool,
-    toolchain: ToolchainChoice, json_target: str | None,
+    model: str, board_name: str, calibration: Path, out: Path, state: Path | None, wish: Goal | Compression, name: str | None,
+    no_build: bool, toolchain: ToolchainChoice, json_target: str | None,
 ) -> None:  # fmt: skip
     """Compile MODEL into a folder of C for a board.
 
@@ -105,29 +98,25 @@ def compile(  # noqa: A001 - the command is called so
 
     \b
     kqgen compile net.pt2 --board nucleo-g0b1re --calibration images.npz --out firmware
+    kqgen compile net.pt2 --board nucleo-g0b1re --calibration images.npz --out firmware --target-bits 1.5
     kqgen compile nets.resnet:resnet8 --state resnet8.safetensors --board microbit --calibration images.npz --out firmware
     """
-    compression = Compression(weights, Codebook(codebook, codewords, sign), tuple(_keep(entry) for entry in keep), seed=seed)
     target = boards.load_board(board_name)
     from kqgen import pipeline  # noqa: PLC0415 - see above
+    from kqgen.console_allocation import show_allocation  # noqa: PLC0415
 
     with console.progress_bar(console.make_console(stderr=True), "compiling") as tell:
         result = pipeline.compile_file(
-            model, state=state, calibration=calibration, board=target, compression=compression, name=name, out=out,
+            model, state=state, calibration=calibration, board=target, wish=wish, name=name, out=out,
             build=not no_build, toolchain=toolchain, tell=tell, write_report=json_target is None,
         )  # fmt: skip
     console.show_warnings(console.make_console(stderr=True), result.warnings)
     people = _people(json_target)
+    if result.allocation is not None:
+        show_allocation(people, result.allocation)
     console.show_report(people, result.report, target)
     console.show_next(people, out, calibration, target)
     _print_json(json_target, document(result.report))
-
-
-def _keep(entry: str) -> tuple[str, int]:
-    layer, _, width = entry.rpartition("=")
-    if not layer or not (width.isascii() and width.isdecimal()):
-        raise InputError(f"cannot read --keep {entry}", found=entry, wanted="LAYER=BITS, BITS 8, 6 or 4", do="for example --keep stem=8")
-    return layer, int(width)
 
 
 @cli.command(short_help="Prove the C: reference, this computer and the emulated board agree in every byte.")

@@ -26,9 +26,10 @@ from torch.export import ExportedProgram
 
 from kqgen import oracle, stack, store
 from kqgen import report as reports
+from kqgen.allocate import Allocation, settle
 from kqgen.bench import BenchReport, bench
 from kqgen.board import CORES, Board, bench_board, load_board, load_core
-from kqgen.calibrate import calibrate
+from kqgen.calibrate import Ranges, calibrate
 from kqgen.capacity import check_capacity, needs, refusal
 from kqgen.compare import FloatAgreement, float_agreement
 from kqgen.emit import Golden, GoldenVector, Meta, SourceTree, emit
@@ -49,6 +50,7 @@ from kqgen.fixed import crc32
 from kqgen.floatmodel import float_outputs
 from kqgen.frontend import export_module, import_exported
 from kqgen.frontend_names import c_identifier
+from kqgen.goal import Goal, goal_or_options
 from kqgen.image import Image, build_image
 from kqgen.intgraph import IntGraph
 from kqgen.ir import Graph, Input
@@ -57,6 +59,7 @@ from kqgen.loading import LoadedModel, load_model, with_examples
 from kqgen.lower import lower
 from kqgen.options import Codebook, Compression, Weights
 from kqgen.plan import Plan
+from kqgen.planned import spelled
 from kqgen.planner import make_plan
 from kqgen.pt2 import load_pt2
 from kqgen.report import Measured, Report
@@ -90,6 +93,7 @@ class Compiled:
         report: sizes and bits; measured figures are None when nothing was built.
         warnings: sentences for the user.
         folder: where it was written, None when it was not.
+        allocation: what a target size came to, None when there was none.
     """
 
     program: ExportedProgram
@@ -99,6 +103,7 @@ class Compiled:
     report: Report
     warnings: tuple[str, ...]
     folder: Path | None
+    allocation: Allocation | None = None
 
     def __repr__(self) -> str:
         where = "not written" if self.folder is None else f"in {self.folder}"
@@ -114,6 +119,10 @@ def compile(  # noqa: A001 - what users call it
     codebook: Codebook | None = None,
     weights: Weights = "kq",
     keep: Sequence[tuple[str, int]] = (),
+    widths: Sequence[tuple[str, int]] = (),
+    groups: Sequence[Sequence[str]] = (),
+    target_bits: float | None = None,
+    target_bytes: int | None = None,
     seed: int = 0,
     name: str = "model",
     out: str | Path | None = None,
@@ -128,7 +137,8 @@ def compile(  # noqa: A001 - what users call it
         example_inputs: one tensor an input, (N, C, H, W) or (N, n); values do not matter.
         calibration: path of an .npz, an array, or an iterable of batches, as the module takes them.
         board: name, path of a board file, or a Board.
-        codebook, weights, keep, seed: see `Compression`.
+        codebook, weights, keep, widths, groups, seed: see `Compression`.
+        target_bits, target_bytes: see `Target`; either chooses codewords, widths, groups and, without `codebook`, the scope.
         name: C identifier of the network.
         out: folder to write; None keeps the result in memory and builds nothing.
         build: False writes sources only.
@@ -139,14 +149,16 @@ def compile(  # noqa: A001 - what users call it
         KqgenError: see kqgen.errors; nothing has been written then.
     """
     target = board if isinstance(board, Board) else load_board(board)
-    compression = Compression(weights, codebook or Codebook(), tuple(keep), seed=seed)
+    wish = goal_or_options(
+        weights, codebook, keep=keep, widths=widths, groups=groups, seed=seed, target_bits=target_bits, target_bytes=target_bytes
+    )
     tell("reading the model", 0.0)
     program = export_module(module, example_inputs)
-    return _compile(program, name, calibration, target, compression, Path(out) if out is not None else None, build, toolchain, tell)
+    return _compile(program, name, calibration, target, wish, Path(out) if out is not None else None, build, toolchain, tell)
 
 
 def compile_file(
-    model: str, *, state: Path | None, calibration: Path, board: Board, compression: Compression, name: str | None, out: Path,
+    model: str, *, state: Path | None, calibration: Path, board: Board, wish: Goal | Compression, name: str | None, out: Path,
     build: bool, toolchain: ToolchainName, tell: Tell = _silent, write_report: bool = True,
 ) -> Compiled:  # fmt: skip
     """Compiles a .pt2 file or package.module:factory; see `compile`."""
@@ -155,7 +167,7 @@ def compile_file(
         _check_name(name)
     loaded = load_model(model, state)
     program = loaded.program or _export(loaded, calibration)
-    return _compile(program, name or c_identifier(loaded.name), calibration, board, compression, out, build, toolchain, tell, write_report)
+    return _compile(program, name or c_identifier(loaded.name), calibration, board, wish, out, build, toolchain, tell, write_report)
 
 
 def _check_name(name: str) -> None:
@@ -177,7 +189,7 @@ def _export(loaded: LoadedModel, calibration: Path) -> ExportedProgram:
 
 
 def _compile(
-    program: ExportedProgram, name: str, calibration: object, board: Board, compression: Compression, out: Path | None, build: bool,
+    program: ExportedProgram, name: str, calibration: object, board: Board, wish: Goal | Compression, out: Path | None, build: bool,
     toolchain: ToolchainName, tell: Tell, write_report: bool = True,
 ) -> Compiled:  # fmt: skip
     _check_name(name)
@@ -186,14 +198,19 @@ def _compile(
     compiler = find_toolchain(toolchain) if out is not None and build and not board.core.is_host else None
     graph = simplify(import_exported(program, name))
     samples = read_samples(calibration, graph)
-    integers, warnings = compress(graph, samples, compression, tell)
+    ranges = calibrate(graph, samples, tell)
+    allocation = None
+    if isinstance(wish, Goal):
+        allocation = settle(graph, wish, samples, ranges, tell)
+        wish = allocation.compression
+    integers, warnings = compress(graph, samples, wish, tell, ranges)
     plan = make_plan(integers)
     report = reports.build(plan, board, None)
     check_capacity(plan, board, report)
     tell("generating C", 0.0)
-    tree = emit(plan, board, _golden(integers, samples), Meta(reports.GENERATOR, _options_text(compression)))
+    tree = emit(plan, board, _golden(integers, samples), Meta(reports.GENERATOR, spelled(wish)))
     if out is None:
-        return Compiled(program, plan, board, tree, report, warnings, None)
+        return Compiled(program, plan, board, tree, report, warnings, None, allocation)
     with staged(out) as stage:
         _write_sources(stage, tree, integers, board, program)
         if compiler is not None:
@@ -203,12 +220,14 @@ def _compile(
             shutil.copyfile(image.path, stage / f"{integers.name}.elf")
         if write_report:
             (stage / "report.json").write_bytes(json_bytes(reports.document(report)))
-    return Compiled(program, plan, board, tree, report, warnings, out)
+    return Compiled(program, plan, board, tree, report, warnings, out, allocation)
 
 
-def compress(graph: Graph, samples: Samples, compression: Compression, tell: Tell = _silent) -> tuple[IntGraph, tuple[str, ...]]:
-    """The integer graph of a simplified float graph, and warnings for the user."""
-    ranges = calibrate(graph, samples, tell)
+def compress(
+    graph: Graph, samples: Samples, compression: Compression, tell: Tell = _silent, ranges: Ranges | None = None
+) -> tuple[IntGraph, tuple[str, ...]]:
+    """The integer graph of a simplified float graph, and warnings for the user; `ranges` where they are known already."""
+    ranges = ranges or calibrate(graph, samples, tell)
     quantised = quantise(graph, compression, samples, ranges, tell)
     tell("lowering to integers", 0.0)
     return lower(graph, ranges, quantised, compression.weights), quantised.warnings
@@ -236,14 +255,6 @@ def quantised_inputs(graph: IntGraph, samples: Samples, limit: int | None = None
         np.ascontiguousarray(oracle.quantise(tensor, array[:limit]).reshape(-1, tensor.c, tensor.h, tensor.w).transpose(0, 2, 3, 1))
         for tensor, array in zip(graph.inputs, samples.arrays, strict=True)
     )
-
-
-def _options_text(compression: Compression) -> str:
-    """Every option that shaped the weights, in one line."""
-    book = compression.codebook
-    keep = " ".join(f"--keep {layer}={width}" for layer, width in compression.keep)
-    chosen = f"--codebook {book.scope} --codewords {book.codewords} {'--sign' if book.sign else '--no-sign'} --seed {compression.seed}"
-    return " ".join(part for part in (f"--weights {compression.weights}", chosen if compression.weights == "kq" else "", keep) if part)
 
 
 def _write_sources(stage: Path, tree: SourceTree, graph: IntGraph, board: Board, program: ExportedProgram) -> None:

@@ -17,7 +17,7 @@ ORDER = (
     # ground
     "version", "errors", "fixed", "bits", "assets", "blocks",
     # vocabulary
-    "ir", "options", "intgraph", "index_check", "plan", "board", "sizes",
+    "ir", "options", "goal", "intgraph", "index_check", "plan", "board", "sizes",
     # stages on the graph
     "frontend_names", "frontend_call", "frontend_maps", "frontend_layers", "frontend_table", "frontend",
     "simplify_rewrite", "simplify_affine", "simplify_spatial", "simplify", "floatexec",
@@ -35,7 +35,7 @@ ORDER = (
     "compare", "report", "capacity", "verify", "bench", "firmware", "targets", "net", "fidelity",
     "picture_layout", "picture",
     # order
-    "pipeline", "assess", "console", "cli_inspect", "cli",
+    "pipeline", "console_allocation", "cli_options", "assess", "console", "cli_inspect", "cli",
 )  # fmt: skip
 
 MAX_LINES = 400
