@@ -179,6 +179,8 @@ def _least(partitions: Sequence[Partition], allowed: frozenset[str], budget: flo
     smallest: tuple[int, tuple[Partition, Mix, int]] | None = None
     for partition in partitions:
         for mix in varied(partition, varied(partition, mixes_of(partition, allowed), allowed), allowed):
+            if best is not None and total_error(partition, mix_errors(partition, mix, mix.codewords[1])) > best[0][0]:
+                continue
             codewords = codewords_that_fit(partition, mix, budget)
             if codewords is None:
                 size = mix_bytes(partition, mix, mix.codewords[0])

@@ -7,11 +7,14 @@ from rich.table import Table
 from rich.text import Text
 
 from kqgen.allocate import Allocation
+from kqgen.planned import spelled
 from kqgen.report import grouped
+
+REPEAT = "The same without a target: "
 
 
 def show_allocation(console: Console, allocation: Allocation) -> None:
-    """One line a layer, then the reasons."""
+    """One line a layer, then the reasons and the options that come to the same."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("layer", no_wrap=True)
     table.add_column("stored as", no_wrap=True)
@@ -25,4 +28,5 @@ def show_allocation(console: Console, allocation: Allocation) -> None:
     console.print(table)
     for reason in allocation.reasons:
         console.print(Text(reason), soft_wrap=True)
+    console.print(Text(f"{REPEAT}{spelled(allocation.compression)}"), soft_wrap=True)
     console.print()

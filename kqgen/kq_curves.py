@@ -7,6 +7,7 @@ out: they are much the same for all layers.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,11 +57,11 @@ class Curve:
         """The error with so many codewords: falls with them, > 0."""
         if codewords >= self.kernels:
             return _FLOOR
-        x, sizes, heights = math.log(codewords), [math.log(size) for size in self.codewords], [math.log(error) for error in self.errors]
-        if codewords <= self.codewords[-1] or len(sizes) == 1:
-            return float(np.exp(np.interp(x, sizes, heights)))
-        slope = (heights[-1] - heights[-2]) / (sizes[-1] - sizes[-2])
-        return max(_FLOOR, math.exp(heights[-1] + slope * (x - sizes[-1])))
+        if len(self.codewords) == 1:
+            return self.errors[0]
+        right = min(bisect.bisect_left(self.codewords, codewords, 1), len(self.codewords) - 1)
+        along = math.log(codewords / self.codewords[right - 1]) / math.log(self.codewords[right] / self.codewords[right - 1])
+        return max(_FLOOR, self.errors[right - 1] * (self.errors[right] / self.errors[right - 1]) ** along)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

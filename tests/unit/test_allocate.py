@@ -27,21 +27,21 @@ def plainly(target: Target, codebook: Codebook | None = None, graph: ir.Graph = 
 @pytest.mark.parametrize("codebook", [None, Codebook("network"), Codebook("layer", sign=False), Codebook("network", 16, True, True)])
 def test_targets_are_kept_and_nearly_used(codebook: Codebook | None) -> None:
     rng = np.random.default_rng(11)
-    for bits in (*rng.uniform(1.2, 3.0, 6), 1.5, 2.0):
+    for bits in (*rng.uniform(1.2, 3.0, 2), 1.5):
         found = plainly(Target(bits_per_weight=float(bits)), codebook)
         planned = planned_bytes(NET, found.compression)
         assert planned.bits_per_weight == found.bits_per_weight <= bits
         assert found.bits_per_weight >= (0.93 if codebook is not None and codebook.additive else 0.97) * bits
         book = found.compression.codebook
         assert codebook is None or (book.scope, book.sign, book.additive) == (codebook.scope, codebook.sign, codebook.additive)
-    for size in map(int, rng.integers(9000, 30000, 4)):
+    for size in map(int, rng.integers(9000, 30000, 1)):
         found = plainly(Target(table_bytes=size), codebook)
         assert 0.93 * size <= found.table_bytes <= size
         assert planned_bytes(NET, found.compression).table_bytes == found.table_bytes
 
 
 def test_more_bits_never_cost_more_error() -> None:
-    errors = [plainly(Target(bits_per_weight=bits)).error for bits in np.linspace(0.8, 8.0, 15).tolist()]
+    errors = [plainly(Target(bits_per_weight=bits)).error for bits in np.linspace(0.8, 8.0, 9).tolist()]
     assert all(wider <= narrower for narrower, wider in pairwise(errors))
     assert errors[-1] < 1e-3 < errors[0]
 

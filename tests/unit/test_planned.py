@@ -30,8 +30,12 @@ def stored(result: Quantised) -> tuple[dict[str, int], dict[str, int]]:
         Compression(codebook=Codebook("network", 16, sign=False)),
         Compression(codebook=Codebook("layer", 13), keep=(("net.c0", 6), ("c2", 4), ("fc", 6))),
         Compression(codebook=Codebook("layer", 8, sign=False), keep=(("net.c3", 4),)),
+        Compression(codebook=Codebook("network", 24), keep=(("c0", 8),), widths=(("net.c1", 4), ("c5", 3))),
+        Compression(codebook=Codebook("layer", 20), keep=(("c0", 8),), widths=(("net.c3", 5),), groups=(("net.c4", "net.c5"),)),
+        Compression(codebook=Codebook("network", 8, True, True), keep=(("c0", 8),), widths=(("net.c3", 5),)),
+        Compression(codebook=Codebook("layer", 6, False, True), keep=(("c0", 8),)),
     ],
-    ids=["int8", "network", "unsigned", "layer", "layer, unsigned"],
+    ids=["int8", "network", "unsigned", "layer", "layer, unsigned", "widths", "groups", "additive", "layer, additive, unsigned"],
 )
 def test_planned_bytes_are_the_stored_ones(compression: Compression) -> None:
     samples, ranges = calibrated(NET)
