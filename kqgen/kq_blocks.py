@@ -45,7 +45,8 @@ class Reconstructed:
     Attributes:
         layers: by node name.
         books: by codebook name.
-        before, after: squared error on the held-out images over the float maps' variance, outputs and sums counting alike.
+        before, after: squared error on the held-out images over the float maps' variance, outputs and sums counting alike; NaN when
+            there are too few images to tell, or maps that never change.
     """
 
     layers: Mapping[str, Fitted]
@@ -67,10 +68,10 @@ def reconstruct(
     count = len(next(iter(images.values())))
     held = min(round(count * _HELD_OUT), _MOST_HELD_OUT)
     net = SimulatedNet(graph, fitted, books, ranges)
-    if count < _LEAST_IMAGES:
-        return Reconstructed(fitted, books, math.nan, math.nan)
     judging = {name: value[count - held :] for name, value in images.items()}
     shares = _shares(graph, net, judging)
+    if count < _LEAST_IMAGES or not shares:
+        return Reconstructed(fitted, books, math.nan, math.nan)
     before = after = _judge(net, judging, shares)
     best = net.stored()
     groups = [
