@@ -102,7 +102,7 @@ def calibrate(graph: Graph, samples: Samples, progress: Progress | None = None) 
     (2021), section 3.1.
     """
     tell = progress or (lambda label, fraction: None)
-    roots = _roots(graph)
+    roots = range_roots(graph)
     seen = _extents(graph, samples, roots, tell)
     extents, lifted = _with_clamps(seen, roots)
     finals = {roots[name] for name in graph.outputs} | lifted
@@ -118,8 +118,8 @@ def calibrate(graph: Graph, samples: Samples, progress: Progress | None = None) 
     return Ranges(tuple(TensorRange(node.name, own[roots[node.name]].scale, own[roots[node.name]].zero_point) for node in graph))
 
 
-def _roots(graph: Graph) -> dict[str, str]:
-    """Per tensor the one whose quantisation it has."""
+def range_roots(graph: Graph) -> dict[str, str]:
+    """Per tensor of a simplified graph the one whose quantisation it has."""
     roots: dict[str, str] = {}
     for node in graph:
         shares = isinstance(node, (MaxPool, SlicePad, Clamp))

@@ -30,11 +30,14 @@ __all__ = ["SUPPORTED", "Supported", "export_module", "import_exported", "import
 _LARGEST_CONSTANT = 1 << 26
 
 
-def export_module(module: torch.nn.Module, example_inputs: Sequence[torch.Tensor]) -> ExportedProgram:
+def export_module(
+    module: torch.nn.Module, example_inputs: Sequence[torch.Tensor], dynamic_shapes: Sequence[dict[int, Any]] | None = None
+) -> ExportedProgram:
     """The module in eval mode as an exported program; the module itself is not changed.
 
     Args:
         example_inputs: one tensor an input, (N, C, H, W) or (N, n), float32 or uint8; their values do not matter.
+        dynamic_shapes: as torch.export takes it; None fixes every size.
 
     Raises:
         InputError: no module, or example inputs that are no tuple or list of tensors; torch.export cannot follow the module's forward().
@@ -58,7 +61,9 @@ def export_module(module: torch.nn.Module, example_inputs: Sequence[torch.Tensor
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             twin = copy.deepcopy(module).cpu().eval()
-            return torch.export.export(twin, tuple(each.detach().cpu() for each in example_inputs), strict=False)
+            inputs = tuple(each.detach().cpu() for each in example_inputs)
+            shapes = None if dynamic_shapes is None else tuple(dynamic_shapes)
+            return torch.export.export(twin, inputs, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # torch.export raises what the user's forward() raises, besides its own many kinds
         raise InputError(
             f"torch.export cannot follow {type(module).__name__}.forward()",
@@ -96,11 +101,12 @@ def functional(program: ExportedProgram, name: str) -> ExportedProgram:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return program.run_decompositions({})
+            made: ExportedProgram = program.run_decompositions({})
     except Exception as error:  # decomposition runs operator code of every kind on shapes
         raise InputError(
             f"torch cannot make {name} functional", found=_first_line(error), do="check that program.run_decompositions({}) works"
         ) from error
+    return made
 
 
 def import_functional(program: ExportedProgram, name: str, state: Mapping[str, torch.Tensor] | None = None) -> Graph:

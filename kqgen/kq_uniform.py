@@ -48,14 +48,15 @@ def uniform(
     """
     limit = 2 ** (bits - 1) - 1
     importance = np.ones(weight.shape[1]) if second is None else np.diagonal(second)
-    stored = usable_scale(_best_scale(weight, importance, bits), floor)
+    stored = usable_scale(best_scale(weight, importance, bits), floor)
     divided = weight / stored.astype(np.float64)[:, None]
     if second is None:
         return np.clip(np.rint(divided), -limit, limit).astype(np.int8), stored
     return _round_with_feedback(divided, second, limit), stored
 
 
-def _best_scale(weight: Float64, importance: Float64, bits: int) -> Float64:
+def best_scale(weight: Float64, importance: Float64, bits: int) -> Float64:
+    """The scale (c_out,) of least squared rounding error, each input counting with its importance (n,)."""
     limit = 2 ** (bits - 1) - 1
     largest = np.abs(weight).max(axis=1)
     cost = np.full(len(weight), np.inf)

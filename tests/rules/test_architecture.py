@@ -25,6 +25,9 @@ ORDER = (
     "calibrate", "cluster", "cluster_pairs", "kq_uniform", "kq_layers", "kq_moments", "kq_fit", "kq_simulate", "kq_blocks", "kq",
     "planned", "sensitivity", "kq_curves", "allocate_mixes", "allocate",
     "lower", "oracle", "dequantised", "graph_check", "store", "schedule", "memory", "plan_check", "planner",
+    # training
+    "train_modules", "train_assign", "train_graph", "train_blueprint", "train_integers", "train_model", "train_prepare", "train_data",
+    "checkpoint", "train_loop",
     # text
     "views_text", "views_params", "views_tables", "views_steps", "views_selftest", "views_project", "views", "render", "emit",
     # world

@@ -1,0 +1,198 @@
+"""Prepares a user's module for training: codebooks learned from its kernels, few-bit weights, int8 maps, and the module left as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from kqgen.calibrate import Ranges, calibrate
+from kqgen.cluster import Block, cluster
+from kqgen.errors import InputError
+from kqgen.frontend_names import c_identifier
+from kqgen.kq_layers import Choice, choose
+from kqgen.kq_uniform import best_scale
+from kqgen.options import Compression
+from kqgen.samples import read_samples
+from kqgen.train_assign import nearest
+from kqgen.train_blueprint import Blueprint, TrainedLayer, draw
+from kqgen.train_graph import trainable
+from kqgen.train_model import KqModule
+from kqgen.train_modules import FakeQuant, IndexedWeight, LearnedCodebook, UniformWeight
+
+_CLUSTER_KERNELS, _KERNELS_A_WORD = 32768, 48
+"""Codebooks are started from so many kernels at most, in all and for each codeword: more would change nothing after training."""
+_GROUP = 2048
+_LEAST_SPREAD = 1e-6
+
+
+def prepare(
+    model: nn.Module,
+    *,
+    example_inputs: Sequence[torch.Tensor],
+    compression: Compression,
+    calibration: object = None,
+    name: str = "model",
+) -> KqModule:
+    """A module that trains with codewords and int8 maps and computes, in eval mode, what the generated C will.
+
+    Args:
+        model: any module that torch.export follows; it is not changed.
+        example_inputs: one tensor an input, with a batch axis; values do not matter.
+        compression: how weights are stored.
+        calibration: typical inputs to start the ranges of maps from (path of an .npz, an array, or an iterable of batches); without it
+            the first training batches give them.
+        name: C identifier of the network.
+
+    Raises:
+        InputError: parameters lie on several devices; torch.export cannot follow forward(); a layer named in `compression` does not exist.
+    """
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    if len(devices) > 1:
+        raise InputError(
+            "the model lies on several devices", found=", ".join(sorted(map(str, devices))), wanted="one device", do='model.to("cuda")'
+        )
+    blueprint = draw(model, example_inputs, c_identifier(name))
+    points = {point.value: FakeQuant(pixels=point.is_input) for point in blueprint.points}
+    net = trainable(blueprint.program, model, points)
+    choices = {choice.layer: choice for choice in choose(blueprint.graph, compression)}
+    books, reasons = _parametrise(net, blueprint, choices, compression)
+    if calibration is not None and blueprint.refusal is None:
+        _start_ranges(points, blueprint, calibrate(blueprint.graph, read_samples(calibration, blueprint.graph)))
+    out = KqModule(net, blueprint, books, reasons)
+    return out.to(next(iter(devices))) if devices else out
+
+
+def _parametrise(
+    net: nn.Module, blueprint: Blueprint, choices: Mapping[str, Choice], compression: Compression
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Parametrises every weight; returns codebook names and reasons by parameter."""
+    indexed: dict[str, list[TrainedLayer]] = {}
+    reasons: dict[str, str] = {}
+    for layer in blueprint.layers:
+        choice = choices.get(layer.conv.name)
+        reasons[layer.parameter] = choice.reason if choice else "no kernels to index"
+        if choice is not None and choice.codebook:
+            indexed.setdefault(choice.codebook, []).append(layer)
+        else:
+            _register(net, layer.parameter, _uniform(layer, choice.bits if choice else 8, _raw(net, layer.parameter)))
+    books: dict[str, str] = {}
+    for position, (name, layers) in enumerate(indexed.items()):
+        _index(net, layers, compression, [compression.seed % 2**64, position])
+        books.update({layer.parameter: name for layer in layers})
+    order = [layer.parameter for layer in blueprint.layers if layer.parameter in books]
+    return {parameter: books[parameter] for parameter in order}, reasons
+
+
+def _raw(net: nn.Module, parameter: str) -> torch.Tensor:
+    return net.get_parameter(parameter).detach().cpu()
+
+
+def _register(net: nn.Module, parameter: str, made: nn.Module) -> None:
+    path, _, leaf = parameter.rpartition(".")
+    parametrize.register_parametrization(net.get_submodule(path), leaf, made, unsafe=True)
+
+
+def _along(values: torch.Tensor, rank: int, axis: int) -> torch.Tensor:
+    """A vector laid on one axis of `rank` axes."""
+    return values.reshape([-1 if each == axis else 1 for each in range(rank)])
+
+
+def _uniform(layer: TrainedLayer, bits: int, weight: torch.Tensor) -> UniformWeight:
+    inputs = torch.from_numpy(layer.input_scale.copy())
+    rank = weight.dim()
+    spread = _along(inputs, rank, 1) if not layer.plain else torch.ones([1] * rank)
+    rows = (weight * spread).movedim(layer.channel_axis, 0).flatten(1).double().numpy()
+    scale = torch.from_numpy(best_scale(rows, np.ones(rows.shape[1]), bits))
+    alive = scale[(torch.from_numpy(rows) != 0).any(1)]
+    scale = torch.where(torch.from_numpy(rows != 0).any(1), scale, alive.median() if len(alive) else torch.ones(()))
+    return UniformWeight(bits, _along(scale, rank, layer.channel_axis), spread)
+
+
+def _index(net: nn.Module, layers: Sequence[TrainedLayer], compression: Compression, seed: list[int]) -> None:
+    """Learns one codebook and gives each kernel of its layers the nearest codeword."""
+    book_options = compression.codebook
+    scales, latents = [], []
+    for layer in layers:
+        weight = _raw(net, layer.parameter).double() * _along(torch.from_numpy(layer.input_scale.copy()).double(), 4, 1)
+        deviation = weight.flatten(1).square().mean(1).sqrt()
+        deviation = deviation.clamp_min(_LEAST_SPREAD * float(deviation.max().clamp_min(1e-30)))
+        # Where the batch norm behind turns a channel's sign, its kernels are read turned, so that no integer scale is negative.
+        turned = torch.where(torch.from_numpy(layer.factor.copy()) < 0, -deviation, deviation)
+        scales.append(turned.float())
+        latents.append((weight / turned[:, None, None, None]).flatten(0, 1).flatten(1))
+    vectors = torch.cat(latents)
+    counts = [_count(layer, compression) for layer in layers]
+    stored = max(count or book_options.codewords for count in counts)
+    values, step = _start_words(vectors, stored, book_options.sign, book_options.additive, np.random.default_rng(seed))
+    book = LearnedCodebook(values, step, sign=book_options.sign, additive=book_options.additive)
+    for layer, scale, latent, count in zip(layers, scales, latents, counts, strict=True):
+        shape = net.get_parameter(layer.parameter).shape
+        inputs = torch.from_numpy(layer.input_scale.copy())
+        made = IndexedWeight(book, count, shape, scale, inputs, gain=not layer.normed)
+        codes, signs, _ = nearest(latent.float(), book.table(count).detach(), book.sign)
+        made.codes.copy_(codes[:, 0])
+        made.signs.copy_(signs[:, 0])
+        _register(net, layer.parameter, made)
+
+
+def _count(layer: TrainedLayer, compression: Compression) -> int | None:
+    """How many of the first codewords a layer may use; None when all."""
+    options, widths = compression.codebook, dict(compression.widths)
+    width = widths.get(layer.conv.path, widths.get(layer.conv.name))
+    if width is None:
+        return None
+    return min(options.codewords, 1 << ((width - int(options.sign)) // (2 if options.additive else 1)))
+
+
+def _start_words(
+    vectors: torch.Tensor, count: int, sign: bool, additive: bool, rng: np.random.Generator
+) -> tuple[torch.Tensor, float]:
+    """Codewords in steps and the step, by k-means on the kernels; for sums, a second codebook on what the first leaves."""
+    most = max(4096, min(_CLUSTER_KERNELS, _KERNELS_A_WORD * count))
+    if len(vectors) > most:
+        vectors = vectors[torch.from_numpy(np.sort(rng.choice(len(vectors), most, replace=False)))]
+    first = cluster(_blocks(vectors), count, sign and not additive, rng, restarts=1)
+    words = torch.from_numpy(first.reals())
+    if not additive:
+        # The most used first: they are all that layers of narrow indices have.
+        use = torch.bincount(nearest(vectors.float(), words.float(), sign)[0][:, 0], minlength=len(words))
+        words = words[use.argsort(descending=True, stable=True)]
+        return _filled(words, count, vectors, rng) / first.step, first.step
+    words = _filled(words, count, vectors, rng)
+    left = vectors
+    if sign:
+        codes, signs, _ = nearest(vectors.float(), words.float(), True)
+        left = vectors * signs.double() - words[codes[:, 0]]
+    else:
+        codes, _, _ = nearest(vectors.float(), words.float(), False)
+        left = vectors - words[codes[:, 0]]
+    second = cluster(_blocks(left), count, False, rng, restarts=1)
+    both = torch.cat([words, _filled(torch.from_numpy(second.reals()), count, left, rng)])
+    return both / first.step, first.step
+
+
+def _blocks(vectors: torch.Tensor) -> tuple[Block, ...]:
+    """Kernels that all cost alike, in groups small enough for the tables of distances."""
+    root = torch.eye(vectors.shape[1], dtype=torch.float64)[None]
+    return tuple(Block(part[None], torch.ones((1, len(part)), dtype=torch.float64), root) for part in torch.split(vectors, _GROUP))
+
+
+def _filled(words: torch.Tensor, count: int, vectors: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Exactly `count` codewords: where fewer distinct kernels exist, kernels drawn at random fill the rest."""
+    missing = count - len(words)
+    if missing <= 0:
+        return words
+    return torch.cat([words, vectors[torch.from_numpy(rng.integers(len(vectors), size=missing))]])
+
+
+def _start_ranges(points: Mapping[str, FakeQuant], blueprint: Blueprint, ranges: Ranges) -> None:
+    for point in blueprint.points:
+        entry = ranges[point.tensor]
+        points[point.value].set_range((-128 - entry.zero_point) * entry.scale, (127 - entry.zero_point) * entry.scale)
+
+
+
