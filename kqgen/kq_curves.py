@@ -1,8 +1,7 @@
 """Cheap estimates of what indexing or rounding costs a layer, as a share of its output power: curves over the codewords it can name.
 
 k-means at a few codebook sizes on a sample of the kernels, with one metric a layer, straight lines in log error over log codewords
-between and beyond them. Several layers may share the codebook. Rounding of codewords and the gain of feeding errors back are left
-out: they are much the same for all layers.
+between and beyond them. Several layers may share the codebook. Rounding of codewords is left out: it costs all layers much the same.
 """
 
 from __future__ import annotations
@@ -53,6 +52,15 @@ class Curve:
     errors: tuple[float, ...]
     kernels: int
 
+    def handed_on(self, gain: float, surcharge: float) -> Curve:
+        """The same when errors are handed on, which leaves `gain` of them, and times `surcharge`.
+
+        Kernels that have taken up others' errors are no longer those that the codewords were fitted to: what a codebook with few
+        kernels a codeword gained by knowing them by heart is lost again.
+        """
+        handed = [gain * error / max(1 - size / self.kernels, gain) for size, error in zip(self.codewords, self.errors, strict=True)]
+        return Curve(self.codewords, tuple(min(1.0, max(_FLOOR, surcharge * error)) for error in handed), self.kernels)
+
     def at(self, codewords: int) -> float:
         """The error with so many codewords: falls with them, > 0."""
         if codewords >= self.kernels:
@@ -61,7 +69,7 @@ class Curve:
             return self.errors[0]
         right = min(bisect.bisect_left(self.codewords, codewords, 1), len(self.codewords) - 1)
         along = math.log(codewords / self.codewords[right - 1]) / math.log(self.codewords[right] / self.codewords[right - 1])
-        return max(_FLOOR, self.errors[right - 1] * (self.errors[right] / self.errors[right - 1]) ** along)
+        return max(_FLOOR, self.errors[right - 1] * math.exp(along * math.log(self.errors[right] / self.errors[right - 1])))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -35,6 +35,7 @@ _WORK = 6e10
 _LEAST_IMAGES = 16
 _PATCH_VALUES = 1 << 22
 _DAMPING = 0.01
+_GAIN_CHANNELS = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,10 +45,12 @@ class Sensitivity:
     Attributes:
         moments: (c_in, d, d) float64, positive definite.
         importance: > 0; 1 means that losing a share of the layer's output power loses the same share of the network's.
+        gain: 0..1, the part of the error that is left when each kernel's error is handed on to those not yet decided (kqgen.kq_fit).
     """
 
     moments: Float64
     importance: float
+    gain: float = 1.0
 
 
 def plain(node: Conv2d) -> Sensitivity:
@@ -70,15 +73,13 @@ def measure(graph: Graph, samples: Samples, ranges: Ranges | None, seed: int, pr
     for number, node in enumerate(layers):
         progress(f"weighing {node.path or node.name}", number / len(layers))
         rng = np.random.default_rng([seed % 2**64, *node.name.encode()])
-        out[node.name] = Sensitivity(block_moments(node, maps[node.inputs[0]]), _importance(graph, node, maps, ranges, rng))
+        patches = _patches(node, maps[node.inputs[0]])
+        out[node.name] = Sensitivity(_moments(patches), _importance(graph, node, maps, ranges, rng), _gain(patches))
     return out
 
 
-def block_moments(node: Conv2d, x: torch.Tensor) -> Float64:
-    """Covariance of the values under each input channel's kernel, (c_in, d, d), with a small ridge; evenly spaced patches.
-
-    Shapes: x (N, c_in, h, w).
-    """
+def _patches(node: Conv2d, x: torch.Tensor) -> torch.Tensor:
+    """What lies under each input channel's kernel, means taken out, (c_in, n, d) float64; n evenly spaced places of x (N, c_in, h, w)."""
     top, bottom, left, right = node.padding
     offset = 0.0 if node.input_offset is None else torch.from_numpy(node.input_offset.copy())[:, None, None]
     padded = F.pad(x - offset, (left, right, top, bottom))
@@ -90,10 +91,36 @@ def block_moments(node: Conv2d, x: torch.Tensor) -> Float64:
     taken = torch.arange(0, places, max(1, places * c_in * d // _PATCH_VALUES) | 1)
     image, place = taken // (rows * columns), taken % (rows * columns)
     patches = windows[image, :, place // columns, place % columns].reshape(len(taken), c_in, d).permute(1, 0, 2).double()
-    patches = patches - patches.mean(1, keepdim=True)
-    second: Float64 = (patches.transpose(1, 2) @ patches / len(taken)).numpy()
+    return patches - patches.mean(1, keepdim=True)
+
+
+def _moments(patches: torch.Tensor) -> Float64:
+    """Covariance of the values under each input channel's kernel, (c_in, d, d), with a small ridge."""
+    d = patches.shape[2]
+    second: Float64 = (patches.transpose(1, 2) @ patches / patches.shape[1]).numpy()
     mean = float(np.trace(second, axis1=1, axis2=2).mean()) / d
     return second + (_DAMPING * mean if mean > 0 else 1.0) * np.eye(d)
+
+
+def _gain(patches: torch.Tensor) -> float:
+    """What is left of the variance under a kernel, once the values under all weaker inputs' kernels are known.
+
+    An error handed on costs no more than the part of its input that the inputs still open cannot make. Among many input channels
+    evenly spaced ones stand for all.
+    """
+    some = patches[:: -(-len(patches) // _GAIN_CHANNELS)]
+    channels, count, d = some.shape
+    strongest = torch.argsort(-some.square().sum((1, 2)), stable=True)
+    flat = some[strongest].permute(1, 0, 2).reshape(count, channels * d)
+    second = (flat.T @ flat / count).numpy()
+    mean = float(np.trace(second)) / len(second)
+    if mean <= 0:
+        return 1.0
+    second = second + max(_DAMPING, len(second) / count) * mean * np.eye(len(second))
+    # Rows from the last input to the first: each diagonal entry is what the later ones leave open.
+    lower = np.linalg.cholesky(second[::-1, ::-1])[::-1, ::-1]
+    blocks = [lower[start : start + d, start : start + d] for start in range(0, len(lower), d)]
+    return sum(float(np.square(block).sum()) for block in blocks) / float(np.trace(second))
 
 
 def _importance(graph: Graph, node: Conv2d, maps: Mapping[str, torch.Tensor], ranges: Ranges | None, rng: np.random.Generator) -> float:
