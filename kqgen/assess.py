@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from kqgen.deliver import quantised_inputs
 from kqgen.errors import InputError, ToolchainError
 from kqgen.fidelity import LeftOut, Waterfall, waterfall
 from kqgen.firmware import FLOAT_SUFFIX, Network
 from kqgen.floatmodel import float_outputs
 from kqgen.frontend import import_exported
 from kqgen.net import load
-from kqgen.pipeline import quantised_inputs
 from kqgen.pt2 import load_pt2
 from kqgen.samples import LABELS, read_labels, read_samples
 from kqgen.simplify import simplify

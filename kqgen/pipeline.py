@@ -13,45 +13,33 @@
 
 from __future__ import annotations
 
-import io
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.export import ExportedProgram
 
-from kqgen import oracle, stack, store
-from kqgen import report as reports
+from kqgen import oracle, store
 from kqgen.allocate import Allocation, settle
 from kqgen.bench import BenchReport, bench
 from kqgen.board import CORES, Board, bench_board, load_board, load_core
 from kqgen.calibrate import Ranges, calibrate
-from kqgen.capacity import check_capacity, needs, refusal
 from kqgen.compare import FloatAgreement, float_agreement
-from kqgen.emit import Golden, GoldenVector, Meta, SourceTree, emit
-from kqgen.errors import CapacityError, InputError
+from kqgen.deliver import GOLDEN_VECTORS, deliver, drawn_inputs, quantised_inputs
+from kqgen.emit import SourceTree
+from kqgen.errors import InputError
 from kqgen.firmware import (
-    BOARD_FILE,
-    FLOAT_SUFFIX,
-    GRAPH_SUFFIX,
     Firmware,
-    board_text,
     check_replaceable,
-    is_builtin,
-    json_bytes,
-    model_api,
-    staged,
 )
-from kqgen.fixed import crc32
 from kqgen.floatmodel import float_outputs
 from kqgen.frontend import export_module, import_exported
 from kqgen.frontend_names import c_identifier
 from kqgen.goal import Goal, goal_or_options
-from kqgen.image import Image, build_image
+from kqgen.image import build_image
 from kqgen.intgraph import IntGraph
 from kqgen.ir import Graph, Input
 from kqgen.kq import quantise
@@ -60,17 +48,17 @@ from kqgen.lower import lower
 from kqgen.options import Codebook, Compression, Weights
 from kqgen.plan import Plan
 from kqgen.planned import spelled
-from kqgen.planner import make_plan
 from kqgen.pt2 import load_pt2
-from kqgen.report import Measured, Report
-from kqgen.samples import Samples, npz_shapes, read_samples
+from kqgen.report import Report
+from kqgen.samples import DEFAULT_LIMIT, Samples, npz_shapes, read_samples
 from kqgen.simplify import simplify
 from kqgen.targets import ToolchainName, join_inputs, make_targets
-from kqgen.toolchain import Toolchain, find_toolchain
+from kqgen.toolchain import find_toolchain
 from kqgen.verify import Target, TargetResult, Tensors, VerifyReport, reference_outputs, summarise, verify_target
 from kqgen.views_text import check_model_name
 
-GOLDEN_VECTORS = 1
+RECONSTRUCTION_IMAGES = 2048
+"""Calibration images taken when all layers are refined together, at most; few would be learned by heart."""
 FLOAT_INPUTS = 256
 """Inputs on which integers are compared with float PyTorch, at most: a ratio of energies settles long before."""
 
@@ -86,7 +74,7 @@ class Compiled:
     """Everything a compilation made.
 
     Attributes:
-        program: the float model.
+        program: the float model, None for a network that came as integers.
         plan: integer graph, forms and places.
         board: what it was compiled for.
         tree: the generated text files.
@@ -96,7 +84,7 @@ class Compiled:
         allocation: what a target size came to, None when there was none.
     """
 
-    program: ExportedProgram
+    program: ExportedProgram | None
     plan: Plan
     board: Board
     tree: SourceTree
@@ -124,6 +112,7 @@ def compile(  # noqa: A001 - what users call it
     target_bits: float | None = None,
     target_bytes: int | None = None,
     seed: int = 0,
+    reconstruct: int = 0,
     name: str = "model",
     out: str | Path | None = None,
     build: bool = True,
@@ -137,7 +126,7 @@ def compile(  # noqa: A001 - what users call it
         example_inputs: one tensor an input, (N, C, H, W) or (N, n); values do not matter.
         calibration: path of an .npz, an array, or an iterable of batches, as the module takes them.
         board: name, path of a board file, or a Board.
-        codebook, weights, keep, widths, groups, seed: see `Compression`.
+        codebook, weights, keep, widths, groups, seed, reconstruct: see `Compression`.
         target_bits, target_bytes: see `Target`; either chooses codewords, widths, groups and, without `codebook`, the scope.
         name: C identifier of the network.
         out: folder to write; None keeps the result in memory and builds nothing.
@@ -150,7 +139,8 @@ def compile(  # noqa: A001 - what users call it
     """
     target = board if isinstance(board, Board) else load_board(board)
     wish = goal_or_options(
-        weights, codebook, keep=keep, widths=widths, groups=groups, seed=seed, target_bits=target_bits, target_bytes=target_bytes
+        weights, codebook, keep=keep, widths=widths, groups=groups, seed=seed, reconstruct=reconstruct, target_bits=target_bits,
+        target_bytes=target_bytes,
     )
     tell("reading the model", 0.0)
     program = export_module(module, example_inputs)
@@ -197,30 +187,42 @@ def _compile(
         check_replaceable(out)
     compiler = find_toolchain(toolchain) if out is not None and build and not board.core.is_host else None
     graph = simplify(import_exported(program, name))
-    samples = read_samples(calibration, graph)
+    samples = read_samples(calibration, graph, limit=RECONSTRUCTION_IMAGES if wish.reconstruct else DEFAULT_LIMIT)
     ranges = calibrate(graph, samples, tell)
     allocation = None
     if isinstance(wish, Goal):
         allocation = settle(graph, wish, samples, ranges, tell)
-        wish = allocation.compression
+        wish = replace(allocation.compression, reconstruct=wish.reconstruct)
     integers, warnings = compress(graph, samples, wish, tell, ranges)
-    plan = make_plan(integers)
-    report = reports.build(plan, board, None)
-    check_capacity(plan, board, report)
-    tell("generating C", 0.0)
-    tree = emit(plan, board, _golden(integers, samples), Meta(reports.GENERATOR, spelled(wish)))
-    if out is None:
-        return Compiled(program, plan, board, tree, report, warnings, None, allocation)
-    with staged(out) as stage:
-        _write_sources(stage, tree, integers, board, program)
-        if compiler is not None:
-            tell("building", 0.3)
-            report, image = build_report(stage, plan, board, compiler, stage.parent / "build")
-            check_capacity(plan, board, report)
-            shutil.copyfile(image.path, stage / f"{integers.name}.elf")
-        if write_report:
-            (stage / "report.json").write_bytes(json_bytes(reports.document(report)))
-    return Compiled(program, plan, board, tree, report, warnings, out, allocation)
+    golden = quantised_inputs(integers, samples, GOLDEN_VECTORS)
+    made = deliver(integers, board, golden, spelled(wish), program, out, compiler, tell, write_report)
+    return Compiled(program, made.plan, board, made.tree, made.report, warnings, out, allocation)
+
+
+def compile_integers(
+    path: Path, *, board: Board, calibration: Path | None = None, name: str | None, out: Path, build: bool, toolchain: ToolchainName,
+    tell: Tell = _silent, write_report: bool = True,
+) -> Compiled:  # fmt: skip
+    """Compiles a file of integers: what training saved, or what an earlier compilation kept.
+
+    Args:
+        calibration: inputs for the self-test, as the float module took them; without them codes are drawn.
+
+    Raises:
+        KqgenError: see `compile`.
+    """
+    tell("reading the network", 0.0)
+    if name is not None:
+        _check_name(name)
+    check_replaceable(out)
+    graph, _ = store.read(path)
+    graph = replace(graph, name=name or graph.name)
+    compiler = find_toolchain(toolchain) if build and not board.core.is_host else None
+    golden = drawn_inputs(graph)
+    if calibration is not None:
+        golden = quantised_inputs(graph, read_samples(calibration, _input_graph(graph)), GOLDEN_VECTORS)
+    made = deliver(graph, board, golden, "trained", None, out, compiler, tell, write_report)
+    return Compiled(None, made.plan, board, made.tree, made.report, (), out)
 
 
 def compress(
@@ -231,59 +233,6 @@ def compress(
     quantised = quantise(graph, compression, samples, ranges, tell)
     tell("lowering to integers", 0.0)
     return lower(graph, ranges, quantised, compression.weights), quantised.warnings
-
-
-def _golden(graph: IntGraph, samples: Samples) -> Golden:
-    """Vectors for the self-test, the first calibration images as the integer reference computes them."""
-    inputs = quantised_inputs(graph, samples, GOLDEN_VECTORS)
-    tensors = oracle.run(graph, {tensor.name: array for tensor, array in zip(graph.inputs, inputs, strict=True)})
-    return Golden(
-        tuple(
-            GoldenVector(
-                inputs=tuple(array[number].tobytes() for array in inputs),
-                outputs=tuple(tensors[name][number].tobytes() for name in graph.outputs),
-                step_crcs=tuple(crc32(tensors[node.name][number].tobytes()) for node in graph.nodes),
-            )
-            for number in range(len(inputs[0]))
-        )
-    )
-
-
-def quantised_inputs(graph: IntGraph, samples: Samples, limit: int | None = None) -> Tensors:
-    """The samples as the C takes them: per input (N, h, w, c) int8."""
-    return tuple(
-        np.ascontiguousarray(oracle.quantise(tensor, array[:limit]).reshape(-1, tensor.c, tensor.h, tensor.w).transpose(0, 2, 3, 1))
-        for tensor, array in zip(graph.inputs, samples.arrays, strict=True)
-    )
-
-
-def _write_sources(stage: Path, tree: SourceTree, graph: IntGraph, board: Board, program: ExportedProgram) -> None:
-    for path, text in tree.files.items():
-        target = stage / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8", newline="\n")
-    (stage / f"{graph.name}{GRAPH_SUFFIX}").write_bytes(store.to_bytes(graph, {"board": board.name}))
-    archive = io.BytesIO()  # torch's own writer answers a full disk with an error that tells nothing
-    torch.export.save(program, archive)
-    (stage / f"{graph.name}{FLOAT_SUFFIX}").write_bytes(archive.getvalue())
-    if not is_builtin(board):
-        (stage / BOARD_FILE).write_text(board_text(board), encoding="utf-8", newline="\n")
-
-
-def build_report(folder: Path, plan: Plan, board: Board, compiler: Toolchain, build_dir: Path) -> tuple[Report, Image]:
-    """Builds the image of an output folder's sources and reports what it takes.
-
-    Raises:
-        CapacityError: the linker ran out of memory. ToolchainError: the compiler failed.
-    """
-    try:
-        image = build_image(folder, model_api(plan.graph), board, compiler, build_dir)
-    except CapacityError as error:
-        planned = reports.build(plan, board, None)
-        raise refusal(plan, board, planned, needs(planned, board), error.found) from error
-    bound = stack.worst_stack_of(image.elf, image.frames, image.api.run_function)
-    measured = Measured(image.toolchain.title, image.code_bytes, image.tables_bytes, bound.bytes)
-    return reports.build(plan, board, measured), image
 
 
 def verify_firmware(

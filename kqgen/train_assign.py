@@ -35,9 +35,9 @@ def nearest(vectors: torch.Tensor, table: torch.Tensor, sign: bool, count: int =
 
 
 @torch.no_grad()
-def reassign(layer: IndexedWeight, latent: torch.Tensor, cap: float = 1.0) -> float:
+def reassign(layer: IndexedWeight, latent: torch.Tensor, cap: float = 1.0) -> torch.Tensor:
     """Gives every kernel its nearest codeword, at most the part `cap` of all kernels at a time, those that gain most; returns the
-    part that changed."""
+    part that changed, a () tensor."""
     vectors = latent.detach().flatten(0, 1).flatten(1)
     table = layer.book.table(layer.count)
     codes, signs, costs = (each[:, 0] for each in nearest(vectors, table, layer.book.sign))
@@ -48,7 +48,7 @@ def reassign(layer: IndexedWeight, latent: torch.Tensor, cap: float = 1.0) -> fl
         changed = torch.zeros_like(changed).index_fill_(0, gains.topk(limit).indices, True)
     layer.codes.copy_(torch.where(changed, codes, layer.codes))
     layer.signs.copy_(torch.where(changed, signs, layer.signs))
-    return float(changed.float().mean())
+    return changed.float().mean()
 
 
 @torch.no_grad()

@@ -36,7 +36,8 @@ class Tempo:
 
     Attributes:
         total_steps: of the whole run; None when it is not known: codes are then renewed to the end.
-        period_steps: between two renewals of the codes.
+        period_steps: between two renewals of the codes: each step, or every so many where looking up all kernels is dear.
+        revival_steps: between two looks for codewords that no kernel uses; a multiple of `period_steps`.
         soft_part: of the steps, at the start: each kernel is a mixture of its nearest codewords, ever harder.
         frozen_part: of the steps, at the end: codes stay; codewords, scales and batch norms go on learning.
         settled_part: of the steps, at the very end: batch norm statistics and map ranges stay too.
@@ -45,7 +46,8 @@ class Tempo:
     """
 
     total_steps: int | None = None
-    period_steps: int = 100
+    period_steps: int = 1
+    revival_steps: int = 100
     soft_part: float = 0.0
     frozen_part: float = 0.2
     settled_part: float = 0.05
@@ -77,6 +79,7 @@ class KqModule(nn.Module):
         self.step = 0
         self._cache: tuple[tuple[int, ...], Trained] | None = None
         self._phase = ""
+        self._changed: torch.Tensor | float = 0.0
         self._books = [module for module in net.modules() if isinstance(module, LearnedCodebook)]
         self._quants = [module for module in net.modules() if isinstance(module, FakeQuant)]
 
@@ -143,9 +146,7 @@ class KqModule(nn.Module):
 
     def changed_codes(self) -> float:
         """The part of all codes that the last renewal changed."""
-        return self._changed
-
-    _changed = 0.0
+        return float(self._changed)
 
     def enter(self, phase: str) -> None:
         """Switches gradients, statistics and ranges to a phase: soft, hard, frozen or settled."""
@@ -186,14 +187,16 @@ class KqModule(nn.Module):
     def renew(self, phase: str = "hard") -> None:
         """Nearest codewords for all kernels, within the tempo's cap, and work for dead codewords."""
         members: dict[str, list[tuple[IndexedWeight, torch.Tensor]]] = {}
-        changed = weights = 0.0
+        changed: torch.Tensor | float = 0.0
+        kernels = 0
         for parameter, made, latent in self.indexed():
-            changed += reassign(made, latent, self.tempo.cap if self.step > 0 else 1.0) * len(made.codes)
-            weights += len(made.codes)
+            changed = changed + reassign(made, latent, self.tempo.cap) * len(made.codes)
+            kernels += len(made.codes)
             members.setdefault(self.books[parameter], []).append((made, latent))
-        for layers in members.values():
-            revive(layers[0][0].book, layers)
-        self._changed = changed / max(1.0, weights)
+        self._changed = changed / max(1, kernels)
+        if self.step % self.tempo.revival_steps == 0:
+            for layers in members.values():
+                revive(layers[0][0].book, layers)
         if phase == "soft":
             part = self.tempo.fraction(self.step) / self.tempo.soft_part
             for _, made, latent in self.indexed():

@@ -9,17 +9,14 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from kqgen.calibrate import Ranges, calibrate
+from kqgen.calibrate import Ranges
 from kqgen.cluster import Block, cluster
-from kqgen.errors import InputError
-from kqgen.frontend_names import c_identifier
 from kqgen.kq_layers import Choice, choose
 from kqgen.kq_uniform import best_scale
 from kqgen.options import Compression
-from kqgen.samples import read_samples
 from kqgen.train_assign import nearest
-from kqgen.train_blueprint import Blueprint, TrainedLayer, draw
-from kqgen.train_graph import trainable
+from kqgen.train_blueprint import Blueprint, TrainedLayer
+from kqgen.train_graph import QUANT_PREFIX, trainable
 from kqgen.train_model import KqModule
 from kqgen.train_modules import FakeQuant, IndexedWeight, LearnedCodebook, UniformWeight
 
@@ -29,41 +26,25 @@ _GROUP = 2048
 _LEAST_SPREAD = 1e-6
 
 
-def prepare(
-    model: nn.Module,
-    *,
-    example_inputs: Sequence[torch.Tensor],
-    compression: Compression,
-    calibration: object = None,
-    name: str = "model",
-) -> KqModule:
-    """A module that trains with codewords and int8 maps and computes, in eval mode, what the generated C will.
-
-    Args:
-        model: any module that torch.export follows; it is not changed.
-        example_inputs: one tensor an input, with a batch axis; values do not matter.
-        compression: how weights are stored.
-        calibration: typical inputs to start the ranges of maps from (path of an .npz, an array, or an iterable of batches); without it
-            the first training batches give them.
-        name: C identifier of the network.
+def build(model: nn.Module, blueprint: Blueprint, compression: Compression) -> KqModule:
+    """The module that trains, on the CPU, its codebooks started by clustering.
 
     Raises:
-        InputError: parameters lie on several devices; torch.export cannot follow forward(); a layer named in `compression` does not exist.
+        InputError: a layer named in `compression` does not exist.
     """
-    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
-    if len(devices) > 1:
-        raise InputError(
-            "the model lies on several devices", found=", ".join(sorted(map(str, devices))), wanted="one device", do='model.to("cuda")'
-        )
-    blueprint = draw(model, example_inputs, c_identifier(name))
     points = {point.value: FakeQuant(pixels=point.is_input) for point in blueprint.points}
     net = trainable(blueprint.program, model, points)
     choices = {choice.layer: choice for choice in choose(blueprint.graph, compression)}
     books, reasons = _parametrise(net, blueprint, choices, compression)
-    if calibration is not None and blueprint.refusal is None:
-        _start_ranges(points, blueprint, calibrate(blueprint.graph, read_samples(calibration, blueprint.graph)))
-    out = KqModule(net, blueprint, books, reasons)
-    return out.to(next(iter(devices))) if devices else out
+    return KqModule(net, blueprint, books, reasons)
+
+
+def start_ranges(model: KqModule, ranges: Ranges) -> None:
+    """Starts every map from its calibrated range."""
+    for point in model.blueprint.points:
+        entry = ranges[point.tensor]
+        quant = getattr(model.net, f"{QUANT_PREFIX}{point.value}")
+        quant.set_range((-128 - entry.zero_point) * entry.scale, (127 - entry.zero_point) * entry.scale)
 
 
 def _parametrise(
@@ -187,12 +168,4 @@ def _filled(words: torch.Tensor, count: int, vectors: torch.Tensor, rng: np.rand
     if missing <= 0:
         return words
     return torch.cat([words, vectors[torch.from_numpy(rng.integers(len(vectors), size=missing))]])
-
-
-def _start_ranges(points: Mapping[str, FakeQuant], blueprint: Blueprint, ranges: Ranges) -> None:
-    for point in blueprint.points:
-        entry = ranges[point.tensor]
-        points[point.value].set_range((-128 - entry.zero_point) * entry.scale, (127 - entry.zero_point) * entry.scale)
-
-
 

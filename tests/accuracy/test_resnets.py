@@ -11,6 +11,7 @@ import resnets
 from conftest import require_tool
 
 from kqgen.board import load_board
+from kqgen.deliver import quantised_inputs
 from kqgen.emit import Golden, GoldenVector, Meta, emit
 from kqgen.emulate import run_unicorn
 from kqgen.firmware import Firmware
@@ -18,7 +19,6 @@ from kqgen.hostlib import build_library
 from kqgen.image import build_image
 from kqgen.intgraph import IntConv2d, KqWeights
 from kqgen.options import Weights
-from kqgen.pipeline import quantised_inputs
 from kqgen.plan import Form, Plan
 from kqgen.planner import make_plan
 from kqgen.qemu import run_qemu

@@ -17,6 +17,7 @@ from conftest import require_tool
 
 from kqgen import dequantised, floatexec, ir
 from kqgen.board import load_board
+from kqgen.deliver import quantised_inputs
 from kqgen.dequantised import simulate
 from kqgen.errors import InputError
 from kqgen.fidelity import Waterfall, waterfall
@@ -25,7 +26,7 @@ from kqgen.frontend import export_module, import_exported
 from kqgen.hostlib import build_library
 from kqgen.intgraph import IntConv2d, IntGraph, IntNode, KqWeights, UniformWeights, frozen
 from kqgen.options import Codebook, Compression
-from kqgen.pipeline import Compiled, compress, quantised_inputs
+from kqgen.pipeline import Compiled, compress
 from kqgen.pipeline import compile as compile_module
 from kqgen.report import document
 from kqgen.samples import Samples, read_samples

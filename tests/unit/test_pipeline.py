@@ -13,7 +13,7 @@ from floatnets import Lambda, images, randomise
 from torch import nn
 
 import kqgen
-from kqgen import pipeline, store
+from kqgen import deliver, pipeline, store
 from kqgen.board import load_board
 from kqgen.errors import CapacityError, InputError, UnsupportedError
 from kqgen.firmware import open_firmware
@@ -105,7 +105,7 @@ def test_several_inputs_are_calibrated_by_name_or_order() -> None:
 def test_codes_of_samples_are_channels_last(made: kqgen.Compiled) -> None:
     graph = made.plan.graph
     samples = read_samples(images(3, 2, 6, 6), pipeline._input_graph(graph))
-    (codes,) = pipeline.quantised_inputs(graph, samples, 2)
+    (codes,) = deliver.quantised_inputs(graph, samples, 2)
     assert codes.shape == (2, 6, 6, 2)
     tensor = graph.inputs[0]
     value = samples.arrays[0][1, 1, 4, 3]
@@ -147,7 +147,7 @@ def test_float_agreement_of_the_whole_way(made: kqgen.Compiled) -> None:
     assert made.folder is not None
     firmware = open_firmware(made.folder)
     samples = read_samples(images(8, 2, 6, 6, seed=9), pipeline._input_graph(firmware.graph))
-    outputs = reference_outputs(firmware.graph, pipeline.quantised_inputs(firmware.graph, samples))
+    outputs = reference_outputs(firmware.graph, deliver.quantised_inputs(firmware.graph, samples))
     agreement = pipeline._float_agreement(firmware, samples, outputs)
     assert agreement is not None
     assert agreement.sqnr_db is not None

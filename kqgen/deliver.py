@@ -1,0 +1,142 @@
+"""From an integer graph to a folder of C: planned, refused where it does not fit, written as a whole, built and measured."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+
+from kqgen import oracle, stack, store
+from kqgen import report as reports
+from kqgen.board import Board
+from kqgen.capacity import check_capacity, needs, refusal
+from kqgen.emit import Golden, GoldenVector, Meta, SourceTree, emit
+from kqgen.errors import CapacityError
+from kqgen.firmware import BOARD_FILE, FLOAT_SUFFIX, GRAPH_SUFFIX, board_text, is_builtin, json_bytes, model_api, staged
+from kqgen.fixed import crc32
+from kqgen.image import Image, build_image
+from kqgen.intgraph import IntGraph
+from kqgen.plan import Plan
+from kqgen.planner import make_plan
+from kqgen.report import Measured, Report
+from kqgen.samples import Samples
+from kqgen.toolchain import Toolchain
+from kqgen.verify import Tensors
+
+GOLDEN_VECTORS = 1
+
+Tell = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Delivered:
+    """What became of an integer graph.
+
+    Attributes:
+        plan: forms and places.
+        tree: the generated text files.
+        report: sizes and bits; measured figures are None when nothing was built.
+    """
+
+    plan: Plan
+    tree: SourceTree
+    report: Report
+
+
+def deliver(
+    integers: IntGraph, board: Board, golden: Tensors, options: str, program: ExportedProgram | None, out: Path | None,
+    compiler: Toolchain | None, tell: Tell, write_report: bool,
+) -> Delivered:  # fmt: skip
+    """Plans, generates and, when `out` is given, writes and builds.
+
+    Args:
+        golden: inputs of the self-test, per input (N, h, w, c) int8.
+        options: what shaped the weights, for the header's comment.
+        program: the float model, kept in the folder for comparison.
+        compiler: None builds nothing.
+
+    Raises:
+        CapacityError: it does not fit the board. ToolchainError: the compiler failed. Nothing has been written then.
+    """
+    plan = make_plan(integers)
+    report = reports.build(plan, board, None)
+    check_capacity(plan, board, report)
+    tell("generating C", 0.0)
+    tree = emit(plan, board, _golden(integers, golden), Meta(reports.GENERATOR, options))
+    if out is None:
+        return Delivered(plan, tree, report)
+    with staged(out) as stage:
+        _write_sources(stage, tree, integers, board, program)
+        if compiler is not None:
+            tell("building", 0.3)
+            report, image = build_report(stage, plan, board, compiler, stage.parent / "build")
+            check_capacity(plan, board, report)
+            shutil.copyfile(image.path, stage / f"{integers.name}.elf")
+        if write_report:
+            (stage / "report.json").write_bytes(json_bytes(reports.document(report)))
+    return Delivered(plan, tree, report)
+
+
+def drawn_inputs(graph: IntGraph, count: int = GOLDEN_VECTORS) -> Tensors:
+    """Inputs for the self-test of a network without calibration images: all codes alike, drawn from a fixed seed."""
+    rng = np.random.default_rng(0)
+    return tuple(rng.integers(-128, 128, (count, each.h, each.w, each.c), dtype=np.int8) for each in graph.inputs)
+
+
+def _golden(graph: IntGraph, inputs: Tensors) -> Golden:
+    """Vectors for the self-test: `inputs` as the integer reference computes them."""
+    tensors = oracle.run(graph, {tensor.name: array for tensor, array in zip(graph.inputs, inputs, strict=True)})
+    return Golden(
+        tuple(
+            GoldenVector(
+                inputs=tuple(array[number].tobytes() for array in inputs),
+                outputs=tuple(tensors[name][number].tobytes() for name in graph.outputs),
+                step_crcs=tuple(crc32(tensors[node.name][number].tobytes()) for node in graph.nodes),
+            )
+            for number in range(len(inputs[0]))
+        )
+    )
+
+
+def quantised_inputs(graph: IntGraph, samples: Samples, limit: int | None = None) -> Tensors:
+    """The samples as the C takes them: per input (N, h, w, c) int8."""
+    return tuple(
+        np.ascontiguousarray(oracle.quantise(tensor, array[:limit]).reshape(-1, tensor.c, tensor.h, tensor.w).transpose(0, 2, 3, 1))
+        for tensor, array in zip(graph.inputs, samples.arrays, strict=True)
+    )
+
+
+def _write_sources(stage: Path, tree: SourceTree, graph: IntGraph, board: Board, program: ExportedProgram | None) -> None:
+    for path, text in tree.files.items():
+        target = stage / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8", newline="\n")
+    (stage / f"{graph.name}{GRAPH_SUFFIX}").write_bytes(store.to_bytes(graph, {"board": board.name}))
+    if program is not None:
+        archive = io.BytesIO()  # torch's own writer answers a full disk with an error that tells nothing
+        torch.export.save(program, archive)
+        (stage / f"{graph.name}{FLOAT_SUFFIX}").write_bytes(archive.getvalue())
+    if not is_builtin(board):
+        (stage / BOARD_FILE).write_text(board_text(board), encoding="utf-8", newline="\n")
+
+
+def build_report(folder: Path, plan: Plan, board: Board, compiler: Toolchain, build_dir: Path) -> tuple[Report, Image]:
+    """Builds the image of an output folder's sources and reports what it takes.
+
+    Raises:
+        CapacityError: the linker ran out of memory. ToolchainError: the compiler failed.
+    """
+    try:
+        image = build_image(folder, model_api(plan.graph), board, compiler, build_dir)
+    except CapacityError as error:
+        planned = reports.build(plan, board, None)
+        raise refusal(plan, board, planned, needs(planned, board), error.found) from error
+    bound = stack.worst_stack_of(image.elf, image.frames, image.api.run_function)
+    measured = Measured(image.toolchain.title, image.code_bytes, image.tables_bytes, bound.bytes)
+    return reports.build(plan, board, measured), image
