@@ -45,6 +45,10 @@ _OPTIONS = (
     ),
     click.option("--keep", multiple=True, metavar="LAYER=BITS", help="Store this layer uniformly in 8, 6 or 4 bits; repeatable."),
     click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of the clustering."),
+    click.option(
+        "--reconstruct", type=click.IntRange(min=0), default=0, show_default=True, metavar="STEPS",
+        help="Refine all layers together on the calibration images; 600 steps take minutes and want 1000 images or more.",
+    ),
 )  # fmt: skip
 
 
@@ -55,7 +59,7 @@ def compression_options(function: F) -> F:
     def command(
         *arguments: Any, target_bits: float | None, target_bytes: int | None, weights: Weights, codebook: Scope | None,
         codewords: int | None, sign: bool, additive: bool, widths: tuple[str, ...], groups: tuple[str, ...], keep: tuple[str, ...],
-        seed: int, **others: Any,
+        seed: int, reconstruct: int, **others: Any,
     ) -> Any:  # fmt: skip
         refuse_codewords(target_bits, target_bytes, codewords)
         targeted = target_bits is not None or target_bytes is not None
@@ -66,7 +70,7 @@ def compression_options(function: F) -> F:
             widths=[_layer_bits("--width", entry, "BITS of an index, its sign included", "layer1=7") for entry in widths],
             groups=[_group(entry) for entry in groups],
             seed=seed, target_bits=target_bits, target_bytes=target_bytes,
-            scopes=(codebook,) if codebook else ("network", "layer"),
+            scopes=(codebook,) if codebook else ("network", "layer"), reconstruct=reconstruct,
         )  # fmt: skip
         return function(*arguments, wish=wish, **others)
 

@@ -51,6 +51,7 @@ class Goal:
         scopes: those to choose among.
         keep: (layer, bits) pairs, see `Compression`.
         seed: of the clustering.
+        reconstruct: steps, see `Compression`.
     """
 
     target: Target
@@ -58,12 +59,13 @@ class Goal:
     scopes: tuple[Scope, ...] = ("network", "layer")
     keep: tuple[tuple[str, int], ...] = ()
     seed: int = 0
+    reconstruct: int = 0
 
 
 def goal_or_options(
     weights: Weights, codebook: Codebook | None, *, keep: Sequence[tuple[str, int]], widths: Sequence[tuple[str, int]],
     groups: Sequence[Sequence[str]], seed: int, target_bits: float | None, target_bytes: int | None,
-    scopes: tuple[Scope, ...] | None = None,
+    scopes: tuple[Scope, ...] | None = None, reconstruct: int = 0,
 ) -> Goal | Compression:  # fmt: skip
     """A goal when a target is given, else the options as they are.
 
@@ -75,13 +77,13 @@ def goal_or_options(
     """
     if target_bits is None and target_bytes is None:
         named = tuple(tuple(group) for group in groups)
-        return Compression(weights, codebook or Codebook(), tuple(keep), tuple(widths), named, seed)
+        return Compression(weights, codebook or Codebook(), tuple(keep), tuple(widths), named, seed, reconstruct)
     target = Target(target_bits, target_bytes)
     given = [name for name, value in (("--width", widths), ("--group", groups), ("--weights int8", weights == "int8")) if value]
     if given:
         raise _conflict(target, given[0])
     free = scopes or ((codebook.scope,) if codebook else ("network", "layer"))
-    return Goal(target, codebook or Codebook(), free, tuple(keep), seed)
+    return Goal(target, codebook or Codebook(), free, tuple(keep), seed, reconstruct)
 
 
 def _conflict(target: Target, option: str) -> InputError:

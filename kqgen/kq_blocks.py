@@ -2,7 +2,7 @@
 
 After the layers have been fitted one by one, the whole network is run on the calibration images with its int8 maps and 6-bit
 codewords simulated, and its squared distance from the float network, at the outputs and at every sum of two branches, is lowered by
-gradients (Adam) over codewords, scales and biases. No labels are used.
+gradients (Adam) over codewords, uniform weights, scales and biases. No labels are used.
 
 A part of the images is held out. Of the networks met on the way, the one that came in among them, the nearest to the float network
 on these images is taken: few images cannot lead away from what was there. The idea is BRECQ's (Li et al., 2021), over the network
@@ -32,8 +32,11 @@ _BATCH = 32
 _HELD_OUT = 0.125
 _MOST_HELD_OUT = 256
 _WARM_UP = 50
-_WORD_RATE, _SCALE_RATE, _BIAS_RATE = 0.02, 1e-3, 1e-3
-"""Steps of a codeword's value, parts of a scale, and 64 steps of an output, that one step may move them by at first."""
+_WORD_RATE, _UNIFORM_RATE, _SCALE_RATE, _BIAS_RATE = 0.01, 3e-4, 1e-3, 1e-3
+"""What one step may move at first: a codeword's value by integers, a uniform weight by parts of the largest, a scale by parts of
+itself, a bias by units of 64 steps of the output."""
+_INNER = 0.2
+"""What the maps inside count beside the outputs: enough that few images cannot lead away from the float network."""
 _CHECKS = 8
 _LEAST_IMAGES = 16
 
@@ -45,7 +48,7 @@ class Reconstructed:
     Attributes:
         layers: by node name.
         books: by codebook name.
-        before, after: squared error on the held-out images over the float maps' variance, outputs and sums counting alike; NaN when
+        before, after: squared error on the held-out images over the float maps' variance, outputs and sums of branches together; NaN when
             there are too few images to tell, or maps that never change.
     """
 
@@ -76,6 +79,7 @@ def reconstruct(
     best = net.stored()
     groups = [
         {"params": list(net.words.values()), "lr": _WORD_RATE},
+        {"params": [layer.shares for layer in net.layers.values() if layer.shares.requires_grad], "lr": _UNIFORM_RATE},
         {"params": [layer.growth for layer in net.layers.values()], "lr": _SCALE_RATE},
         {"params": [layer.shift for layer in net.layers.values()], "lr": _BIAS_RATE},
     ]
@@ -98,10 +102,10 @@ def reconstruct(
 
 
 def _shares(graph: Graph, net: SimulatedNet, images: Tensors) -> dict[str, float]:
-    """What a unit of squared error counts, per tensor compared: outputs together 1, sums of branches together 1, over their variance."""
+    """What a unit of squared error counts, per tensor compared: outputs together 1, sums of branches less, over their variance."""
     outputs = set(graph.outputs)
     inner = [node.name for node in graph if isinstance(node, Add) and node.name not in outputs]
-    parts = {name: 1 / len(outputs) for name in outputs} | {name: 1 / len(inner) for name in inner}
+    parts = {name: 1 / len(outputs) for name in outputs} | {name: _INNER / len(inner) for name in inner}
     real = net.float_maps(images, parts)
     variance = {name: float((value - value.mean(0)).square().mean()) for name, value in real.items()}
     return {name: part / variance[name] for name, part in sorted(parts.items()) if variance[name] > 0}

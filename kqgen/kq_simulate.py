@@ -1,6 +1,6 @@
 """The quantised network as PyTorch can differentiate it: int8 maps and 6-bit codewords simulated, gradients pass roundings unchanged.
 
-What can be changed are the codewords, the scales and the biases of all layers together; codes and unindexed integers stay.
+What can be changed are codewords, unindexed integers, scales and biases of all layers together; codes stay.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class _Rounded(torch.autograd.Function):
         return whole.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         del ctx
         return gradient, None
 
@@ -73,8 +73,14 @@ class _Coded(torch.autograd.Function):
         return codes.clamp_(low, high).mul_(scale)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         return gradient * ctx.saved_tensors[0], None, None, None
+
+
+def rounded(reals: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """`whole`, with the gradients of `reals`. Equal shapes."""
+    value: torch.Tensor = _Rounded.apply(reals, whole)  # type: ignore[no-untyped-call]
+    return value
 
 
 def coded(x: torch.Tensor, entry: TensorRange) -> torch.Tensor:
@@ -84,7 +90,13 @@ def coded(x: torch.Tensor, entry: TensorRange) -> torch.Tensor:
 
 
 class SimulatedLayer:
-    """One layer: its stored integers, and what of it can be changed."""
+    """One layer, and what of it can be changed.
+
+    Attributes:
+        growth: (c_out,), the scale's change, as a natural logarithm.
+        shift: (c_out,), the bias's change in units of 64 int8 steps of the output.
+        shares: (c_out, c_in, k_h, k_w), uniform weights as parts of the largest; fixed in an indexed layer.
+    """
 
     def __init__(self, node: Conv2d, fitted: Fitted, output_scale: float) -> None:
         self.node, self.fitted = node, fitted
@@ -93,7 +105,8 @@ class SimulatedLayer:
         self.shift = torch.zeros_like(self._bias, requires_grad=True)
         self._unit = _BIAS_STEPS * output_scale
         self._offset = None if node.input_offset is None else torch.from_numpy(node.input_offset.copy())[:, None, None]
-        self._integers = torch.from_numpy(fitted.integers.astype(np.float32))
+        self._limit = 2 ** (fitted.bits - 1) - 1
+        self.shares = torch.from_numpy(fitted.integers.astype(np.float32) / self._limit).requires_grad_(not fitted.book)
         if fitted.solution is not None:
             self.codes = torch.from_numpy(fitted.solution.codes.reshape(-1))
             self.signs = torch.from_numpy(np.where(fitted.solution.negative, -1.0, 1.0).astype(np.float32).reshape(-1, 1))
@@ -101,8 +114,9 @@ class SimulatedLayer:
     def integers(self, kernels: Tensors) -> torch.Tensor:
         """(c_out, c_in, k_h, k_w) whole numbers, from what each codebook's codes stand for."""
         if not self.fitted.book:
-            return self._integers
-        return (kernels[self.fitted.book][self.codes] * self.signs).reshape(self._integers.shape)
+            reals = self.shares * self._limit
+            return rounded(reals, reals.detach().round().clamp(-self._limit, self._limit))
+        return (kernels[self.fitted.book][self.codes] * self.signs).reshape(self.shares.shape)
 
     def scale(self) -> torch.Tensor:
         """(c_out,), > 0."""
@@ -190,7 +204,7 @@ class SimulatedNet:
     def _kernels(self, name: str) -> torch.Tensor:
         """(codes, d): what the codes stand for."""
         whole = torch.from_numpy(self._whole(name).astype(np.float32))
-        words: torch.Tensor = _Rounded.apply(self.words[name], whole)  # type: ignore[no-untyped-call]
+        words = rounded(self.words[name], whole)
         if not self._books[name].additive:
             return words
         first, second = words.chunk(2)

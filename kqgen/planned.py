@@ -158,6 +158,7 @@ def spelled(compression: Compression) -> str:
         parts += [f"--width {layer}={bits}" for layer, bits in compression.widths]
         parts += [f"--group {','.join(group)}" for group in compression.groups]
         parts += [f"--seed {compression.seed}"]
+    parts += [f"--reconstruct {compression.reconstruct}"] if compression.reconstruct else []
     parts += [f"--keep {layer}={bits}" for layer, bits in compression.keep]
     return " ".join(parts)
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from kqnets import calibrated, chain, changed, conv, indexed, integers, output_error, quantised, weight_of, weights
 
 from kqgen import ir
-from kqgen.calibrate import Ranges, calibrate
+from kqgen.calibrate import calibrate
 from kqgen.errors import InputError
 from kqgen.floatexec import evaluate
 from kqgen.intgraph import KqWeights, UniformWeights
-from kqgen.kq import LayerWeights, Quantised, fake_quantise, quantise
+from kqgen.kq import Quantised, fake_quantise, quantise
 from kqgen.kq_layers import distinct_kernels
 from kqgen.options import Codebook, Compression
 from kqgen.samples import Samples
@@ -22,92 +22,8 @@ from kqgen.samples import Samples
 INT32_ROOM = 2**28
 
 
-def conv(
-    name: str, source: str, shape: ir.Shape, weight: np.ndarray, *, path: str | None = None, bias: np.ndarray | None = None, **more: Any
-) -> ir.Conv2d:
-    """A padded convolution with ReLU; paths are dotted, names are not."""
-    k_h, k_w = weight.shape[2:]
-    options = {"padding": ((k_h - 1) // 2, k_h // 2, (k_w - 1) // 2, k_w // 2), "lo": 0.0, **more}
-    values = np.zeros(len(weight)) if bias is None else bias
-    return ir.Conv2d(
-        name, f"net.{name}" if path is None else path, (source,), shape, ir.frozen_array(weight), ir.frozen_array(values), **options
-    )
-
-
-def weights(rng: np.random.Generator, c_out: int, c_in: int, k_h: int, k_w: int) -> np.ndarray:
-    """He-scaled random weights."""
-    out: np.ndarray = rng.normal(size=(c_out, c_in, k_h, k_w)) * np.sqrt(2 / (c_in * k_h * k_w))
-    return out
-
-
-def chain(*shapes: tuple[int, int, int], channels: int = 3, side: int = 8, seed: int = 0) -> ir.Graph:
-    """Input, convolutions of (c_out, k_h, k_w) one after the other, mean over the map, a fully connected layer of 4."""
-    rng = np.random.default_rng(seed)
-    nodes: list[ir.Node] = [ir.Input("x", "", (), (channels, side, side))]
-    for number, (c_out, k_h, k_w) in enumerate(shapes):
-        weight = weights(rng, c_out, nodes[-1].shape[0], k_h, k_w)
-        nodes.append(conv(f"c{number}", nodes[-1].name, (c_out, side, side), weight, bias=rng.normal(size=c_out) * 0.1))
-    width = nodes[-1].shape[0]
-    nodes.append(ir.AvgPool("mean", "", (nodes[-1].name,), (width, 1, 1), (side, side), (side, side)))
-    nodes.append(conv("fc", "mean", (4, 1, 1), weights(rng, 4, width, 1, 1), lo=-np.inf, dense=True))
-    return ir.Graph("net", tuple(nodes), ("fc",))
-
-
-def calibrated(graph: ir.Graph, count: int = 24, seed: int = 1) -> tuple[Samples, Ranges]:
-    """Smooth random images, so that neighbours correlate as they do in pictures, and the ranges they give."""
-    rng = np.random.default_rng(seed)
-    arrays = []
-    for node in graph.inputs:
-        c, h, w = node.shape
-        coarse = torch.from_numpy(rng.normal(size=(count, c, -(-h // 2), -(-w // 2))).astype(np.float32))
-        fine = torch.nn.functional.interpolate(coarse, (h, w), mode="bilinear") + 0.3 * torch.from_numpy(
-            rng.normal(size=(count, c, h, w)).astype(np.float32)
-        )
-        arrays.append(ir.frozen_array(fine.numpy()))
-    samples = Samples(tuple(node.name for node in graph.inputs), tuple(arrays))
-    return samples, calibrate(graph, samples)
-
-
-def changed(graph: ir.Graph, name: str, **fields: Any) -> ir.Graph:
-    """The graph with fields of one node replaced; arrays are frozen."""
-    values: dict[str, Any] = {key: ir.frozen_array(value) if isinstance(value, np.ndarray) else value for key, value in fields.items()}
-    return replace(graph, nodes=tuple(replace(node, **values) if node.name == name else node for node in graph))
-
-
-def quantised(graph: ir.Graph, compression: Compression) -> Quantised:
-    samples, ranges = calibrated(graph)
-    return quantise(graph, compression, samples, ranges)
-
-
 def kq(codewords: int, scope: Any = "network", sign: bool = True, **more: Any) -> Compression:
     return Compression(codebook=Codebook(scope, codewords, sign), **more)
-
-
-def integers(result: Quantised, name: str) -> np.ndarray:
-    return result.layer(name).integers({codebook.name: codebook for codebook in result.codebooks})
-
-
-def indexed(layer: LayerWeights) -> KqWeights:
-    assert isinstance(layer.weights, KqWeights)
-    return layer.weights
-
-
-def output_error(graph: ir.Graph, result: Quantised, samples: Samples, ranges: Ranges) -> float:
-    """Squared error of the quantised network's outputs over the float network's variance, on given images."""
-    nodes = [
-        replace(node, weight=result.real_weights(node.name), bias=result.layer(node.name).bias) if isinstance(node, ir.Conv2d) else node
-        for node in graph
-    ]
-    outputs = []
-    for version, coded in ((graph.nodes, False), (tuple(nodes), True)):
-        live: dict[str, torch.Tensor] = {}
-        images = next(samples.batches(samples.count))
-        for node in version:
-            value = images[node.name] if isinstance(node, ir.Input) else evaluate(node, [live[name] for name in node.inputs])
-            live[node.name] = fake_quantise(value, ranges[node.name]) if coded else value
-        outputs.append(live[graph.outputs[0]].double())
-    wanted, found = outputs
-    return float((wanted - found).square().sum() / (wanted - wanted.mean(0)).square().sum())
 
 
 def test_equal_arguments_give_equal_bytes() -> None:
@@ -181,22 +97,16 @@ def test_wide_indices(codewords: int, sign: bool, width: int) -> None:
 def test_a_codebook_larger_than_its_kernels_is_reduced_with_a_warning() -> None:
     """The warning names the layers, what was asked and what there is; with a codeword for every kernel, only 6-bit rounding is lost."""
     layered = chain((8, 1, 1), (16, 3, 3), (16, 3, 3))
-    twin = changed(changed(layered, "c1", weight=_repeated(_weight(layered, "c1"))), "c2", weight=_repeated(_weight(layered, "c2")))
+    twin = changed(changed(layered, "c1", weight=_repeated(weight_of(layered, "c1"))), "c2", weight=_repeated(weight_of(layered, "c2")))
     samples, ranges = calibrated(twin)
     result = quantise(twin, kq(256), samples, ranges)
-    distinct = len(np.unique(np.concatenate([distinct_kernels(_weight(twin, name), True) for name in ("c1", "c2")]), axis=0))
+    distinct = len(np.unique(np.concatenate([distinct_kernels(weight_of(twin, name), True) for name in ("c1", "c2")]), axis=0))
     assert distinct < 256
     assert result.codebooks[0].codewords <= distinct
     assert len(result.warnings) == 1
     for word in ("codebook_3x3", "256 codewords", "net.c1", "net.c2", f"{distinct} distinct kernels"):
         assert word in result.warnings[0]
     assert output_error(twin, result, samples, ranges) < 0.01
-
-
-def _weight(graph: ir.Graph, name: str) -> ir.Float32:
-    node = graph.node(name)
-    assert isinstance(node, ir.Conv2d)
-    return node.weight
 
 
 def _repeated(weight: ir.Float32) -> np.ndarray:
@@ -215,7 +125,7 @@ def test_distinct_kernels_ignore_scale_and_sign() -> None:
 def test_mirrored_kernels_need_half_the_codebook() -> None:
     """Kernels that come in pairs v and -v: with the sign, half as many codewords give the same error."""
     graph = chain((8, 1, 1), (16, 3, 3))
-    weight = _weight(graph, "c1")
+    weight = weight_of(graph, "c1")
     mirrored = np.concatenate([weight[:8], -weight[:8]])
     graph = changed(graph, "c1", weight=mirrored)
     samples, ranges = calibrated(graph)
@@ -225,7 +135,7 @@ def test_mirrored_kernels_need_half_the_codebook() -> None:
     assert indexed(signed.layer("c1")).index_bits == indexed(plain.layer("c1")).index_bits == 6
 
     def error(result: Quantised) -> float:
-        return float(np.square(result.real_weights("c1") - _weight(graph, "c1")).sum())
+        return float(np.square(result.real_weights("c1") - weight_of(graph, "c1")).sum())
 
     assert error(signed) < 1.15 * error(plain)
 
@@ -292,7 +202,7 @@ def test_int8_stores_every_layer_in_8_bits_and_stays_close() -> None:
         assert isinstance(layer.weights, UniformWeights)
         assert layer.weights.bits == 8
         assert layer.weight_scale.dtype == layer.bias.dtype == np.float32
-        assert np.square(result.real_weights(name) - _weight(graph, name)).sum() < 0.01 * np.square(_weight(graph, name)).sum()
+        assert np.square(result.real_weights(name) - weight_of(graph, name)).sum() < 0.01 * np.square(weight_of(graph, name)).sum()
     assert output_error(graph, result, samples, ranges) < 0.003
 
 
@@ -328,7 +238,7 @@ def test_bias_correction_keeps_every_mean() -> None:
 def test_dead_and_tiny_channels_keep_an_int32_bias(compression: Compression) -> None:
     """Channels 0 and 1 have no weights, 2 and 3 next to none, with and without a bias: scales > 0, integer biases below 2**28."""
     graph = chain((8, 1, 1), (16, 3, 3))
-    weight, bias = _weight(graph, "c1").copy(), np.zeros(16)
+    weight, bias = weight_of(graph, "c1").copy(), np.zeros(16)
     weight[:2], weight[2:4] = 0, weight[2:4] * 1e-12
     bias[[0, 2]] = 3.0
     graph = changed(graph, "c1", weight=weight, bias=bias)
@@ -346,7 +256,7 @@ def test_dead_and_tiny_channels_keep_an_int32_bias(compression: Compression) -> 
 def test_a_network_of_dead_layers_is_stored() -> None:
     graph = chain((8, 1, 1), (16, 3, 3))
     for name in ("c0", "c1", "fc"):
-        graph = changed(graph, name, weight=_weight(graph, name) * 0)
+        graph = changed(graph, name, weight=weight_of(graph, name) * 0)
     result = quantised(graph, kq(8))
     assert result.codebooks[0].codewords == 1
     assert all(np.all(layer.weight_scale > 0) and np.all(np.isfinite(layer.bias)) for _, layer in result.layers)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_kq import calibrated, chain, indexed, integers, output_error, quantised
+from kqnets import calibrated, chain, indexed, integers, output_error, quantised
 
 from kqgen.errors import InputError
 from kqgen.intgraph import KqWeights, codeword_rows

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from unit.test_kq import calibrated, chain
+from kqnets import calibrated, chain
 
 from kqgen import ir
 from kqgen.kq import Quantised, quantise
