@@ -17,12 +17,14 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
 from kqgen import board as boards
 from kqgen import console
 from kqgen.cli_inspect import fidelity, picture
-from kqgen.cli_options import compression_options
+from kqgen.cli_options import CHOICES, compression_options
+from kqgen.cli_train import finetune
 from kqgen.errors import InputError, KqgenError
 from kqgen.goal import Goal
 from kqgen.options import Compression
@@ -38,6 +40,7 @@ ToolchainChoice = Literal["gcc", "zig"] | None
 EXIT_BUG = 70
 _EXIT_INTERRUPTED = 130
 _EXIT_TERMINATED = 143
+GRAPH_SUFFIXES = (".kq.safetensors", ".kqgen.safetensors")
 _IMAGES_DO = "numpy.savez('images.npz', images=array), array float32 (N, C, H, W) as the PyTorch module takes it"
 
 
@@ -76,8 +79,9 @@ def _json_option(function: F) -> F:
 @click.argument("model")
 @click.option("--board", "board_name", required=True, metavar="BOARD", help="Name (see `kqgen boards`), or path of a board file.")
 @click.option(
-    "--calibration", required=True, type=click.Path(path_type=Path), metavar="NPZ", help="100 typical inputs or more, float32 (N, C, H, W)."
-)
+    "--calibration", type=click.Path(path_type=Path), metavar="NPZ",
+    help="100 typical inputs or more, float32 (N, C, H, W); a trained network needs none.",
+)  # fmt: skip
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FOLDER", help="Folder to write; replaced as a whole.")
 @click.option(
     "--state", type=click.Path(path_type=Path), metavar="FILE", help="Weights for package.module:factory: .safetensors, .pt or .pth."
@@ -88,28 +92,38 @@ def _json_option(function: F) -> F:
 @_toolchain_option
 @_json_option
 def compile(  # noqa: A001 - the command is called so
-    model: str, board_name: str, calibration: Path, out: Path, state: Path | None, wish: Goal | Compression, name: str | None,
+    model: str, board_name: str, calibration: Path | None, out: Path, state: Path | None, wish: Goal | Compression, name: str | None,
     no_build: bool, toolchain: ToolchainChoice, json_target: str | None,
 ) -> None:  # fmt: skip
     """Compile MODEL into a folder of C for a board.
 
-    MODEL is a .pt2 file (torch.export.save) or package.module:factory. A factory is your own code and is run; a .pt2 and a
-    state file are data and run nothing.
+    MODEL is a .pt2 file (torch.export.save), package.module:factory, or a .kq.safetensors that training saved. A factory is your own
+    code and is run; the files are data and run nothing.
 
     \b
     kqgen compile net.pt2 --board nucleo-g0b1re --calibration images.npz --out firmware
     kqgen compile net.pt2 --board nucleo-g0b1re --calibration images.npz --out firmware --target-bits 1.5
     kqgen compile nets.resnet:resnet8 --state resnet8.safetensors --board microbit --calibration images.npz --out firmware
+    kqgen compile net.kq.safetensors --board microbit --out firmware
     """
     target = boards.load_board(board_name)
     from kqgen import pipeline  # noqa: PLC0415 - see above
     from kqgen.console_allocation import show_allocation  # noqa: PLC0415
 
     with console.progress_bar(console.make_console(stderr=True), "compiling") as tell:
-        result = pipeline.compile_file(
-            model, state=state, calibration=calibration, board=target, wish=wish, name=name, out=out,
-            build=not no_build, toolchain=toolchain, tell=tell, write_report=json_target is None,
-        )  # fmt: skip
+        if model.endswith(GRAPH_SUFFIXES):
+            _refuse_choices(model)
+            result = pipeline.compile_integers(
+                Path(model), board=target, calibration=calibration, name=name, out=out,
+                build=not no_build, toolchain=toolchain, tell=tell, write_report=json_target is None,
+            )  # fmt: skip
+        elif calibration is None:
+            raise InputError("compile needs --calibration", wanted="100 typical inputs or more, float32 (N, C, H, W)", do=_IMAGES_DO)
+        else:
+            result = pipeline.compile_file(
+                model, state=state, calibration=calibration, board=target, wish=wish, name=name, out=out,
+                build=not no_build, toolchain=toolchain, tell=tell, write_report=json_target is None,
+            )  # fmt: skip
     console.show_warnings(console.make_console(stderr=True), result.warnings)
     people = _people(json_target)
     if result.allocation is not None:
@@ -170,6 +184,7 @@ def bench(folder: Path, core: str | None, toolchain: ToolchainChoice, json_targe
     console.show_bench(_people(json_target), firmware.graph.name, report)
 
 
+cli.add_command(finetune)
 cli.add_command(fidelity)
 cli.add_command(picture)
 
@@ -186,6 +201,18 @@ def ops_command() -> None:
     from kqgen.frontend_table import SUPPORTED  # noqa: PLC0415 - see above
 
     console.show_ops(console.make_console(), SUPPORTED)
+
+
+def _refuse_choices(model: str) -> None:
+    """Trained integers are compiled as they are: whoever chooses how weights are stored expects that to happen."""
+    context = click.get_current_context()
+    for name in ("state", *CHOICES):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            option = "--" + (name.removesuffix("s") if name in ("widths", "groups") else name.replace("_", "-"))
+            raise InputError(
+                f"{model} holds integers already: nothing is left to choose", found=option, wanted="no options about weights",
+                do="leave it out, or compile the float model",
+            )  # fmt: skip
 
 
 def _people(json_target: str | None) -> Console:

@@ -15,6 +15,11 @@ from kqgen.options import Codebook, Compression, Scope, Weights
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_CODEWORDS = 256
+CHOICES = (
+    "target_bits", "target_bytes", "weights", "codebook", "codewords", "sign", "additive", "widths", "groups", "keep", "seed",
+    "reconstruct",
+)  # fmt: skip
+"""Names of the options below."""
 
 _OPTIONS = (
     click.option(

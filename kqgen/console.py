@@ -179,9 +179,9 @@ def show_written(console: Console, path: Path) -> None:
     _say_labelled(console, [("written", f"to {path}")])
 
 
-def show_next(console: Console, folder: Path, inputs: Path, board: Board) -> None:
+def show_next(console: Console, folder: Path, inputs: Path | None, board: Board) -> None:
     """Where the result lies, and the commands that come next."""
-    where, images = shlex.quote(str(folder)), shlex.quote(str(inputs))
+    where, images = shlex.quote(str(folder)), shlex.quote(str(inputs or "images.npz"))
     rows = [("exact", f"not compared yet: kqgen verify {where} --inputs {images}")]
     if not board.core.is_host:
         rows.append(("speed", f"not counted yet:  kqgen bench {where}"))

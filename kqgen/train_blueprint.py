@@ -93,8 +93,8 @@ class Blueprint:
     points: tuple[Point, ...]
 
 
-def draw(module: torch.nn.Module, example_inputs: Sequence[torch.Tensor], name: str) -> Blueprint:
-    """The blueprint of a module; the module is not changed.
+def draw(module: torch.nn.Module | ExportedProgram, example_inputs: Sequence[torch.Tensor], name: str) -> Blueprint:
+    """The blueprint of a module, which is not changed, or of an exported program.
 
     Args:
         example_inputs: one tensor an input, with a batch axis; values do not matter.
@@ -103,7 +103,8 @@ def draw(module: torch.nn.Module, example_inputs: Sequence[torch.Tensor], name: 
     Raises:
         InputError: torch.export cannot follow forward(), or a weight that would be quantised is itself computed of parameters.
     """
-    program = functional(_export(module, example_inputs), name)
+    exported = module if isinstance(module, ExportedProgram) else _export(module, example_inputs)
+    program = functional(exported, name)
     try:
         graph = simplify(import_functional(program, name))
     except UnsupportedError as refusal:

@@ -22,12 +22,13 @@ _DROPOUTS = ("torch.nn.modules.dropout.Dropout", "torch.nn.modules.dropout.Dropo
 QUANT_PREFIX = "quant_"
 
 
-def trainable(program: ExportedProgram, source: nn.Module, points: Mapping[str, nn.Module]) -> fx.GraphModule:
+def trainable(program: ExportedProgram, source: nn.Module | None, points: Mapping[str, nn.Module]) -> fx.GraphModule:
     """A module that computes what `program` does, on copies of its tensors.
 
     Args:
         program: functional, of a module in eval mode.
-        source: the module it was exported from; says which clones were dropouts, and which parameters are trained.
+        source: the module it was exported from; says which clones were dropouts, and which parameters are trained. None: no dropouts,
+            and all parameters are.
         points: value name -> the module that is applied to this value.
 
     Returns:
@@ -40,6 +41,7 @@ def trainable(program: ExportedProgram, source: nn.Module, points: Mapping[str, 
     graph = fx.Graph()
     known: dict[fx.Node, Any] = {}
     stored = _stored(program, source)
+    batch = _fixed_batch(program)
     for node in program.graph.nodes:
         if node.op == "placeholder":
             known[node] = _placeholder(program, node, graph, root, stored)
@@ -47,7 +49,7 @@ def trainable(program: ExportedProgram, source: nn.Module, points: Mapping[str, 
             graph.output(tuple(known[each] if isinstance(each, fx.Node) else each for each in _user_outputs(program, node)))
             continue
         elif node.users:
-            known[node] = _operator(node, graph, root, known, source)
+            known[node] = _operator(node, graph, root, known, source, batch)
         if node.name in points and isinstance(known.get(node), fx.Node):
             name = f"{QUANT_PREFIX}{node.name}"
             root.add_module(name, points[node.name])
@@ -56,10 +58,21 @@ def trainable(program: ExportedProgram, source: nn.Module, points: Mapping[str, 
     return fx.GraphModule(root, graph)
 
 
-def _stored(program: ExportedProgram, source: nn.Module) -> dict[str, torch.Tensor]:
+def _fixed_batch(program: ExportedProgram) -> int | None:
+    """The batch size that a program was exported for, None when any will do."""
+    users = set(program.graph_signature.user_inputs)
+    made = [node.meta.get("val") for node in program.graph.nodes if node.name in users]
+    sizes = [each.shape[0] for each in made if isinstance(each, torch.Tensor) and each.dim() > 0]
+    return sizes[0] if sizes and isinstance(sizes[0], int) else None
+
+
+def _stored(program: ExportedProgram, source: nn.Module | None) -> dict[str, torch.Tensor]:
     """Every tensor of the program as a tensor of its own; parameters that were one tensor stay one."""
-    learned = {name for name, parameter in source.named_parameters(remove_duplicate=False) if parameter.requires_grad}
-    parameters = {name for name, _ in source.named_parameters(remove_duplicate=False)}
+    parameters = set(program.graph_signature.parameters)
+    learned = parameters
+    if source is not None:
+        learned = {name for name, parameter in source.named_parameters(remove_duplicate=False) if parameter.requires_grad}
+        parameters = {name for name, _ in source.named_parameters(remove_duplicate=False)}
     copies: dict[int, torch.Tensor] = {}
     out: dict[str, torch.Tensor] = {}
     for name, tensor in {**program.constants, **program.state_dict}.items():
@@ -110,7 +123,9 @@ def _user_outputs(program: ExportedProgram, node: fx.Node) -> list[Any]:
     return made
 
 
-def _operator(node: fx.Node, graph: fx.Graph, root: nn.Module, known: Mapping[fx.Node, Any], source: nn.Module) -> Any:
+def _operator(
+    node: fx.Node, graph: fx.Graph, root: nn.Module, known: Mapping[fx.Node, Any], source: nn.Module | None, batch: int | None
+) -> Any:
     args = fx.map_arg(node.args, lambda each: known[each])
     kwargs = fx.map_arg(node.kwargs, lambda each: known[each])
     target = node.target
@@ -118,11 +133,20 @@ def _operator(node: fx.Node, graph: fx.Graph, root: nn.Module, known: Mapping[fx
         return known[node.args[0]]
     if is_batch_norm(node):
         return _batch_norm(node, graph, root, args)
-    dropped = _dropout(node, source)
+    dropped = _dropout(node, source) if source is not None else None
     if dropped is not None:
         root.add_module(f"drop_{node.name}", dropped)
         return graph.call_module(f"drop_{node.name}", (args[0],))
-    return graph.create_node("call_function", cast(Any, target), args, kwargs, node.name)
+    return graph.create_node("call_function", cast(Any, target), _any_batch(node, args, batch), kwargs, node.name)
+
+
+def _any_batch(node: fx.Node, args: tuple[Any, ...], batch: int | None) -> tuple[Any, ...]:
+    """The operands of a reshape that names the exported batch size, with that left open."""
+    reshapes = operator_name(node) in ("view", "reshape", "_unsafe_view") and len(args) > 1
+    if batch is None or not reshapes or node.meta["val"].shape[0] != batch:
+        return args
+    sizes = list(args[1])
+    return (args[0], [-1, *sizes[1:]], *args[2:]) if sizes[0] == batch and -1 not in sizes else args
 
 
 def operator_name(node: fx.Node) -> str:

@@ -115,6 +115,7 @@ def finetune(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, [group["lr"] for group in groups], total_steps=max(2, total), pct_start=_WARM_PART
     )
+    share_state(model)
     run = _identity(model, settings, steps_per_epoch)
     start = 0
     if checkpoint is not None and checkpoint.exists():

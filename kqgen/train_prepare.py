@@ -26,7 +26,7 @@ _GROUP = 2048
 _LEAST_SPREAD = 1e-6
 
 
-def build(model: nn.Module, blueprint: Blueprint, compression: Compression) -> KqModule:
+def build(model: nn.Module | None, blueprint: Blueprint, compression: Compression) -> KqModule:
     """The module that trains, on the CPU, its codebooks started by clustering.
 
     Raises:

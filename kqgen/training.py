@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from kqgen import store
 from kqgen.allocate import settle
@@ -27,6 +28,7 @@ from kqgen.intgraph import IntConv2d, IntGraph
 from kqgen.options import Codebook, Compression, Weights
 from kqgen.samples import Samples, read_samples
 from kqgen.train_blueprint import Blueprint, draw
+from kqgen.train_graph import trainable
 from kqgen.train_loop import Progress, Settings, batches
 from kqgen.train_loop import finetune as run
 from kqgen.train_model import KqModule, Tempo
@@ -36,9 +38,9 @@ SUFFIX = ".kq.safetensors"
 
 
 def prepare(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     *,
-    example_inputs: Sequence[torch.Tensor],
+    example_inputs: Sequence[torch.Tensor] = (),
     codebook: Codebook | None = None,
     weights: Weights = "kq",
     keep: Sequence[tuple[str, int]] = (),
@@ -55,8 +57,9 @@ def prepare(
     In training mode it gives gradients; it renews its codes by itself. `model` is not changed.
 
     Args:
-        model: any module that torch.export follows. One that holds operators which do not compile is trained all the same.
-        example_inputs: one tensor an input, with a batch axis; values do not matter.
+        model: any module that torch.export follows, or what torch.export made of one in eval mode. One that holds operators which do
+            not compile is trained all the same.
+        example_inputs: one tensor an input, with a batch axis; values do not matter. An exported program needs none.
         codebook, weights, keep, widths, groups, seed: see `Compression`.
         target_bits, target_bytes: see `Target`; either chooses codewords and widths.
         calibration: typical inputs (path of an .npz, an array, or an iterable of batches) to start the ranges of maps from and to
@@ -66,7 +69,7 @@ def prepare(
     Raises:
         InputError: parameters on several devices, a forward() that cannot be exported, a layer that does not exist, a target out of reach.
     """
-    if not isinstance(model, nn.Module):
+    if not isinstance(model, (nn.Module, ExportedProgram)):
         raise InputError("there is no module to prepare", found=type(model).__name__, wanted="a torch.nn.Module")
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
     if len(devices) > 1:
@@ -79,7 +82,7 @@ def prepare(
     blueprint = draw(model, example_inputs, c_identifier(name))
     samples, ranges = _calibrated(blueprint, calibration)
     compression = settle(blueprint.graph, wish, samples, ranges).compression if isinstance(wish, Goal) else wish
-    prepared = build(model, blueprint, compression)
+    prepared = build(model if isinstance(model, nn.Module) else None, blueprint, compression)
     if ranges is not None:
         start_ranges(prepared, ranges)
     return prepared.to(next(iter(devices))) if devices else prepared
@@ -130,6 +133,11 @@ def finetune(
     return run(
         model, train_loader, chosen, teacher=teacher, validation=judge, checkpoint=Path(checkpoint) if checkpoint else None, report=report
     )
+
+
+def float_twin(model: KqModule) -> nn.Module:
+    """The float network that `model` was prepared from, in eval mode, for any batch size: the teacher that is always at hand."""
+    return trainable(model.blueprint.program, None, {}).to(next(model.net.parameters()).device).eval().requires_grad_(False)
 
 
 def accuracy(model: nn.Module, loader: Iterable[Any]) -> float:
