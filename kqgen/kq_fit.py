@@ -31,8 +31,10 @@ _FEW_CHANGES = 0.002
 _ROUNDS = 6
 _SETTLED = 2e-3
 _GRADIENT_STEPS = 20
-_CROSS_TERMS = 1 << 26
-"""Values of second moments that are worth holding for one codebook; beyond, its codewords are fitted kernel by kernel only."""
+_CROSS_TERMS = 1 << 23
+"""Values of second moments that one codebook's words are fitted to together; beyond, they stay as clustering has them."""
+_CLUSTERED = 1 << 16
+"""Kernels that a codebook is clustered from, at most (but one output channel of each layer): evenly spaced output channels."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,7 +111,8 @@ def learn(
     """
     bounds = tuple(limits) or (0,) * len(problems)
     sizes = [_root_mean_square(problem) for problem in problems]
-    blocks = [_block(problem, size, limit) for problem, size, limit in zip(problems, sizes, bounds, strict=True)]
+    every = -(-sum(len(problem.target) * len(problem.order) for problem in problems) // _CLUSTERED)
+    blocks = [_block(problem, size, limit, every) for problem, size, limit in zip(problems, sizes, bounds, strict=True)]
     book = (cluster_pairs if additive else cluster)(blocks, count, sign, rng)
     solutions = [solve_in(problem, book, limit, sign, size) for problem, limit, size in zip(problems, bounds, sizes, strict=True)]
     if sum(problem.second.size for problem in problems) > _CROSS_TERMS:
@@ -297,8 +300,10 @@ def _root_mean_square(problem: Problem) -> Float64:
     return np.maximum(size, 1e-9 * largest if largest > 0 else 1.0)
 
 
-def _block(problem: Problem, size: Float64, limit: int) -> Block:
-    scaled = problem.target / size[:, None]
+def _block(problem: Problem, size: Float64, limit: int, every: int) -> Block:
+    """Every so many-th output channel of a layer, scaled to size 1, standing for those between."""
+    size = size[::every]
+    scaled = problem.target[::every] / size[:, None]
     vectors = np.ascontiguousarray(scaled.reshape(len(size), -1, problem.d).transpose(1, 0, 2))
-    weights = np.tile(problem.importance * size**2, (len(vectors), 1))
+    weights = np.tile(problem.importance * every * size**2, (len(vectors), 1))
     return Block(torch.from_numpy(vectors), torch.from_numpy(weights), torch.from_numpy(problem.roots), limit)

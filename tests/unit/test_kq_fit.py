@@ -7,7 +7,8 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from kqgen import ir
+from kqgen import ir, kq_fit
+from kqgen.cluster import spread
 from kqgen.kq_fit import Problem, Solution, feed_back, fit_scales, fit_words, learn, pose, sweep
 from kqgen.kq_moments import best_weights, codes_of, collect, damped
 from kqgen.kq_uniform import scale_floor, uniform, usable_scale
@@ -188,3 +189,39 @@ def test_scales_are_lifted_to_what_the_bias_needs() -> None:
     assert np.all(scale.astype(np.float64) >= floor)
     assert np.all(scale > 0)
     assert np.all(usable_scale(np.zeros(3), np.zeros(3)) > 0)
+
+
+def test_a_codebook_from_part_of_the_kernels_serves_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of 1536 kernels clustered: the layer loses little more than with all of them, and every channel has codes."""
+    posed = problem(13, 64, 24)
+    losses = []
+    for most in (1 << 16, 384):
+        monkeypatch.setattr(kq_fit, "_CLUSTERED", most)
+        book, (solution,) = learn([posed], 16, True, np.random.default_rng(0))
+        assert solution.codes.shape == (64, 24)
+        assert solution.loss == pytest.approx(posed.loss(reals(book.reals(), solution)))
+        losses.append(solution.loss)
+    assert losses[0] != losses[1]
+    assert losses[1] < 1.1 * losses[0]
+
+
+def test_words_of_two_stages_are_the_least_squares_solution() -> None:
+    """3 + 3 codewords of 4 values: conjugate gradients reach the loss of dense least squares over both stages."""
+    rng, posed = np.random.default_rng(14), problem(15, 12, 4, 4)
+    words = rng.normal(size=(6, 4))
+    solution = feed_back(posed, spread(words, additive=True), True, np.ones(12))
+    fitted = fit_words([posed], [solution], words, additive=True)
+    root = np.linalg.cholesky(posed.second)
+    rows, wanted = [], []
+    for channel in range(12):
+        design = np.zeros((16, 24))
+        for group, code in enumerate(solution.codes[channel]):
+            factor = -1.0 if solution.negative[channel, group] else 1.0
+            for word in (code % 3, 3 + code // 3):
+                design[group * 4 : group * 4 + 4, word * 4 : word * 4 + 4] += factor * np.eye(4)
+        rows.append(root.T @ design)
+        wanted.append(posed.target[channel] @ root)
+    solved = np.linalg.lstsq(np.concatenate(rows), np.concatenate(wanted), rcond=None)[0].reshape(6, 4)
+    best, found = (posed.loss(reals(spread(each, additive=True), solution)) for each in (solved, fitted))
+    assert best <= found < best * 1.01
+    assert found < 0.9 * solution.loss
