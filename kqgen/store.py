@@ -18,7 +18,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from kqgen.errors import InputError
+from kqgen.bits import pack_indices, unpack_indices
+from kqgen.errors import InputError, InternalError
 from kqgen.graph_check import check
 from kqgen.intgraph import (
     Array,
@@ -35,7 +36,9 @@ from kqgen.intgraph import (
     QTensor,
     Requant,
     UniformWeights,
+    frozen,
 )
+from kqgen.options import MAX_INDEX_BITS
 
 SCHEMA = 2
 PLAIN_SCHEMA = 1
@@ -99,6 +102,8 @@ def read(path: Path) -> tuple[IntGraph, Mapping[str, Any]]:
 
 
 def _encode(value: Any, place: str, arrays: dict[str, Array]) -> Any:
+    if isinstance(value, KqWeights):
+        return _encode_indices(value, place, arrays)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {
             field.name: _encode(getattr(value, field.name), f"{_name_of(value, place)}.{field.name}", arrays)
@@ -115,6 +120,28 @@ def _encode(value: Any, place: str, arrays: dict[str, Array]) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     return value
+
+
+def _encode_indices(value: KqWeights, place: str, arrays: dict[str, Array]) -> Any:
+    """Indices as the C has them (SPEC 4.2): they are most of a network."""
+    table = pack_indices(value.codes, value.negative, value.index_bits)
+    arrays[f"{place}.table"] = np.frombuffer(table, np.uint8)
+    return {
+        "type": KqWeights.__name__, "codebook": value.codebook, "index_bits": value.index_bits, "shape": list(value.codes.shape),
+        "signs": bool(value.negative.any()), "table": f"{place}.table",
+    }  # fmt: skip
+
+
+def _decode_indices(value: Mapping[str, Any], arrays: Mapping[str, Array]) -> KqWeights:
+    c_out, c_in = (int(size) for size in value["shape"])
+    width = int(value["index_bits"])
+    if min(c_out, c_in) < 1 or not 1 <= width <= MAX_INDEX_BITS or not isinstance(value["codebook"], str):
+        raise ValueError(f"{c_out} x {c_in} indices of {width} bits into {value['codebook']}")
+    try:
+        codes, negative = unpack_indices(arrays[value["table"]].tobytes(), width, bool(value["signs"]), c_out, c_in)
+    except InternalError as error:
+        raise ValueError(str(error)) from error
+    return KqWeights(value["codebook"], width, frozen(codes, np.int16), frozen(negative, np.bool_))
 
 
 def _name_of(value: Any, place: str) -> str:
@@ -134,6 +161,8 @@ def _decode(expected: Any, value: Any, arrays: Mapping[str, Array]) -> Any:
         cls = _CLASSES[value["type"]]
         if not any(isinstance(kind, type) and issubclass(cls, kind) for kind in typing.get_args(expected) or (expected,)):
             raise ValueError(f"{cls.__name__} where {expected} belongs")
+        if cls is KqWeights and "table" in value:
+            return _decode_indices(value, arrays)
         hints = typing.get_type_hints(cls)
         return cls(**{field.name: _decode(hints[field.name], value[field.name], arrays) for field in dataclasses.fields(cls)})
     if origin is frozenset:

@@ -180,7 +180,7 @@ class _Run:
             self._step(inputs, labels)
             if done % _FINITE_EVERY == 0 or done == self.steps_per_epoch:
                 self._check_finite()
-            if self.report is not None and (done % every == 0):
+            if self.report is not None and (done % every == 0 or done == self.steps_per_epoch):
                 self._settle_sums()
                 self.report(self.progress(epoch + 1))
         if done == 0:
