@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kqgen.version import __version__
 
 if TYPE_CHECKING:
+    from kqgen import kq
     from kqgen.errors import (
         CapacityError,
         InputError,
@@ -52,11 +53,14 @@ __all__ = [
     "UnsupportedError",
     "__version__",
     "compile",
+    "kq",
     "load",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "kq":
+        return importlib.import_module("kqgen.kq")
     if name not in _HOMES:
         raise AttributeError(f"module 'kqgen' has no attribute {name!r}")
     return getattr(importlib.import_module(f"kqgen.{_HOMES[name]}"), name)

@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import os
 import pickle
 import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from kqgen.errors import InputError
+from kqgen.train_model import KqModule
+from kqgen.train_modules import IndexedWeight, UniformWeight
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _MARK = "kqgen training run"
 _SCHEMA = 1
+
+
+def identity(model: KqModule, settings: DataclassInstance) -> dict[str, Any]:
+    """What a checkpoint must agree in to be of a run of `model`: every setting, the float network, and how its weights are stored."""
+    run: dict[str, Any] = {}
+    for key, value in dataclasses.asdict(settings).items():
+        run.update(value if isinstance(value, dict) else {key: value})
+    digest = 0
+    for name, tensor in sorted(model.blueprint.program.state_dict.items()):
+        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        digest = zlib.crc32(data, zlib.crc32(f"{name} {tuple(tensor.shape)}".encode(), digest))
+    forms = []
+    for name, made in model.net.named_modules():
+        if isinstance(made, UniformWeight):
+            forms.append((name, made.bits))
+        elif isinstance(made, IndexedWeight):
+            forms.append((name, made.count, made.book.codewords, made.book.sign, made.book.additive))
+    books = sorted(model.books.items())
+    return {**run, "float network": f"{digest:08x}", "stored weights": f"{zlib.crc32(repr((forms, books)).encode()):08x}"}
 
 
 def write_checkpoint(path: Path, content: Mapping[str, Any], run: Mapping[str, Any]) -> None:
@@ -26,8 +53,10 @@ def write_checkpoint(path: Path, content: Mapping[str, Any], run: Mapping[str, A
         run: what makes this run itself; a later `read_checkpoint` must give the same.
     """
     beside = path.with_name(f"{path.name}.part{os.getpid()}")
+    archive = io.BytesIO()  # torch's own writer answers a full disk with an error that tells nothing
+    torch.save({"mark": _MARK, "schema": _SCHEMA, "run": dict(run), "content": dict(content)}, archive)
     try:
-        torch.save({"mark": _MARK, "schema": _SCHEMA, "run": dict(run), "content": dict(content)}, beside)
+        beside.write_bytes(archive.getbuffer())
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
@@ -43,8 +72,12 @@ def read_checkpoint(path: Path, run: Mapping[str, Any], device: torch.device) ->
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            with zipfile.ZipFile(path) as archive:
+                broken = archive.testzip()
+            if broken is not None:
+                raise zipfile.BadZipFile(f"{broken} is damaged")
             found = torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         reason = next(iter(str(error).strip().splitlines()), "").partition(". ")[0]
         raise InputError(
             f"{path} cannot be read as a checkpoint", found=f"{type(error).__name__}: {reason}", wanted="a file that this run wrote", do=do

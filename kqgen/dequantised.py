@@ -17,7 +17,7 @@ from kqgen.errors import InputError
 from kqgen.floatexec import evaluate
 from kqgen.intgraph import IntConv2d, IntGraph, KqWeights, QTensor, codeword_rows
 from kqgen.ir import Conv2d, Graph, Input, Node, frozen_array
-from kqgen.kq import fake_quantise
+from kqgen.post_training import fake_quantise
 
 Float64 = npt.NDArray[np.float64]
 Codewords = Mapping[str, npt.NDArray[np.floating]]

@@ -29,7 +29,7 @@ from kqgen.intgraph import (
     Requant,
     frozen,
 )
-from kqgen.kq import Quantised
+from kqgen.post_training import Quantised
 
 INT8_LOW, INT8_HIGH = -128, 127
 INT32_LIMIT = 2**31 - 1

@@ -3,7 +3,7 @@
     frontend   PyTorch            -> float graph
     simplify   float graph        -> fewer nodes, the same meaning
     calibrate  images             -> scale and zero point of every tensor
-    kq         kernels            -> indices, codebooks of 6-bit integers
+    post_training kernels         -> indices, codebooks of 6-bit integers
     lower      reals              -> integers, with proofs
     schedule, memory              -> forms, arena
     emit       plan               -> C
@@ -42,12 +42,12 @@ from kqgen.goal import Goal, goal_or_options
 from kqgen.image import build_image
 from kqgen.intgraph import IntGraph
 from kqgen.ir import Graph, Input
-from kqgen.kq import quantise
 from kqgen.loading import LoadedModel, load_model, with_examples
 from kqgen.lower import lower
 from kqgen.options import Codebook, Compression, Weights
 from kqgen.plan import Plan
 from kqgen.planned import spelled
+from kqgen.post_training import quantise
 from kqgen.pt2 import load_pt2
 from kqgen.report import Report
 from kqgen.samples import DEFAULT_LIMIT, Samples, npz_shapes, read_samples

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from kqgen.calibrate import Ranges
 from kqgen.floatexec import evaluate
 from kqgen.ir import Conv2d, Graph, Input, Node, frozen_array
-from kqgen.kq import fake_quantise
+from kqgen.post_training import fake_quantise
 from kqgen.samples import Samples
 
 Float64 = npt.NDArray[np.float64]

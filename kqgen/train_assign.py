@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from kqgen.train_modules import L1_LIMIT, IndexedWeight, LearnedCodebook
+from kqgen.train_modules import VALUE_LIMIT, IndexedWeight, LearnedCodebook
 
 _SCORES_AT_ONCE = 1 << 25
 CANDIDATES = 4
@@ -65,7 +65,8 @@ def soften(layer: IndexedWeight, latent: torch.Tensor, temperature: float) -> No
 
 @torch.no_grad()
 def revive(book: LearnedCodebook, members: Sequence[tuple[IndexedWeight, torch.Tensor]]) -> int:
-    """Codewords that no kernel uses become the kernels that are served worst; returns how many there were.
+    """Codewords that no kernel uses go half way from the codewords of the kernels that are served worst to these kernels; returns how
+    many there were.
 
     `members` are the layers of the codebook with their latents. A layer that may use only the first codewords counts for these alone.
     """
@@ -78,7 +79,8 @@ def revive(book: LearnedCodebook, members: Sequence[tuple[IndexedWeight, torch.T
     if len(dead) == 0:
         return 0
     vectors = torch.cat([latent.detach().flatten(0, 1).flatten(1) for _, latent in members])
-    errors = (vectors - torch.cat([layer.hard() for layer, _ in members])).square().sum(1)
+    served = torch.cat([layer.hard() for layer, _ in members])
+    errors = (vectors - served).square().sum(1)
     open_to = torch.cat([torch.full_like(layer.codes, layer.count or book.codewords) for layer, _ in members])
     order = errors.topk(min(len(errors), 4 * len(dead))).indices
     taken = 0
@@ -92,7 +94,8 @@ def revive(book: LearnedCodebook, members: Sequence[tuple[IndexedWeight, torch.T
             break
         place = int(order[taken])
         taken += 1
-        book.values[code] = (vectors[place] / book.step).clamp(-L1_LIMIT, L1_LIMIT)
+        # Half way: a latent kernel may have drifted far from what the network computes with.
+        book.values[code] = ((vectors[place] + served[place]) / (2 * book.step)).clamp(-VALUE_LIMIT, VALUE_LIMIT)
         number = next(index for index in range(len(members)) if place < offsets[index + 1])
         members[number][0].codes[place - offsets[number]] = code
         members[number][0].signs[place - offsets[number]] = 1.0

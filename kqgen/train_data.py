@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,13 +58,13 @@ def read_labelled(path: Path) -> Labelled:
             arrays: dict[str, npt.NDArray[np.generic]] = {name: file[name] for name in file.files}
     except FileNotFoundError as error:
         raise InputError(f"no such file: {path}", wanted=wanted, do="check the path") from error
-    except (OSError, ValueError, EOFError, AttributeError, KeyError) as error:
+    except (OSError, ValueError, EOFError, TypeError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"cannot read {path}", found=f"{type(error).__name__}: {error}", wanted=wanted, do=do) from error
     labels = arrays.pop("labels", None)
     if labels is None or len(arrays) != 1:
         raise InputError(f"{path} is no labelled set", found=", ".join(arrays) or "no inputs", wanted=wanted, do=do)
     name, inputs = next(iter(arrays.items()))
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or len(labels) != len(inputs) or len(labels) == 0:
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or inputs.shape[:1] != labels.shape or len(labels) == 0:
         raise InputError(
             f"{path}: labels do not belong to {name}",
             found=f"labels {labels.dtype} {labels.shape}, {name} {inputs.shape}",
@@ -84,7 +86,7 @@ class ArrayLoader:
 
     Args:
         data: all samples.
-        batch: samples a step, over all processes.
+        batch: samples a step, over all processes; each takes as many.
         seed: of order and augmentation.
         augment: of "crop" (shifts by up to 4 pixels, zeros around) and "flip" (left to right).
         rank, world: which of how many processes this is.
@@ -99,11 +101,16 @@ class ArrayLoader:
         if augment and data.inputs.dim() != 4:
             raise InputError("only maps can be cropped or flipped", found=f"inputs {tuple(data.inputs.shape)}", wanted="(N, C, H, W)")
         self.data, self.seed, self.augment = data, seed, augment
-        self.batch = min(batch, len(data))
+        self.batch = min(batch, len(data)) // world * world
+        if self.batch == 0:
+            raise InputError(
+                "there are fewer samples a step than processes", found=f"{min(batch, len(data))} samples, {world} processes",
+                wanted="a batch that every process has a part of", do="raise --batch, or start fewer processes",
+            )  # fmt: skip
         self.rank, self.world, self.epoch = rank, world, 0
 
     def __len__(self) -> int:
-        return len(self.data) // self.batch if self.batch else 0
+        return len(self.data) // self.batch
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch the next iteration stands for."""

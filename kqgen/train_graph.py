@@ -91,6 +91,8 @@ def _placeholder(program: ExportedProgram, node: fx.Node, graph: fx.Graph, root:
         return graph.placeholder(node.name) if "val" in node.meta else getattr(spec.arg, "value", None)
     if spec.kind not in _STORED or spec.target not in stored:
         raise UnsupportedError(f"cannot train {spec.target}: an object that is no tensor", found=str(spec.kind))
+    if not node.users:
+        return None  # what never computes would get no gradient, which an exchange between processes waits for
     _attach(root, spec.target, stored[spec.target])
     return graph.get_attr(spec.target)
 

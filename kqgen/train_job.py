@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -101,6 +103,9 @@ def run_job(job: Job, report: Callable[[Progress, float], None], tell: Callable[
     """
     if not job.out.name.endswith(SUFFIX):
         raise InputError(f"--out {job.out} does not end in {SUFFIX}", do=f"--out {job.out.with_suffix('').name}{SUFFIX}")
+    for path in (job.out, job.checkpoint):
+        if not path.parent.is_dir():
+            raise InputError(f"there is no folder to write {path} into", found=str(path.parent), do=f"mkdir -p {path.parent}")
     tell("reading the data")
     data = read_labelled(job.train)
     held, rest = _judged(job, data)
@@ -115,7 +120,7 @@ def run_job(job: Job, report: Callable[[Progress, float], None], tell: Callable[
         first = rank == 0
         progress = finetune(
             model, loader, job.settings, teacher=teacher, checkpoint=job.checkpoint,
-            report=(lambda now: report(now, bits)) if first else None,
+            report=(lambda now: report(now, bits)) if first else None, origin=_origin(job, data),
         )  # fmt: skip
         tell("judging the integers")
         if not first:
@@ -130,6 +135,17 @@ def run_job(job: Job, report: Callable[[Progress, float], None], tell: Callable[
         )  # fmt: skip
         job.checkpoint.unlink(missing_ok=True)
         return outcome
+
+
+def _origin(job: Job, data: Labelled) -> dict[str, Any]:
+    """What makes a run itself beside its settings and its network."""
+    return {
+        "samples": f"{tuple(data.inputs.shape)}, labels {zlib.crc32(data.labels.numpy()):08x}",
+        "held out": job.held_out if job.validation is None else 0,
+        "batch": job.batch,
+        "augment": ",".join(job.augment),
+        "teacher": job.teacher or "",
+    }
 
 
 def _tail(loader: ArrayLoader, held: Labelled) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -173,6 +189,13 @@ def _prepared(job: Job, data: Labelled) -> KqModule:
     blueprint = draw(found, examples, c_identifier(job.name or job.out.name.removesuffix(SUFFIX)))
     if blueprint.refusal is not None:
         raise blueprint.refusal
+    wanted = [node.shape for node in blueprint.graph.inputs]
+    given = (*data.inputs.shape[1:], 1, 1)[:3]
+    if wanted != [given]:
+        raise InputError(
+            f"the inputs of {job.train} do not fit {job.model}", found=str(tuple(data.inputs.shape)),
+            wanted=" and ".join(f"(N, {', '.join(map(str, shape))})" for shape in wanted),
+        )  # fmt: skip
     wish = job.wish
     compression = settle(blueprint.graph, wish, None, None).compression if isinstance(wish, Goal) else wish
     return build(found if isinstance(found, nn.Module) else None, blueprint, compression)

@@ -17,8 +17,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from kqgen.checkpoint import read_checkpoint, write_checkpoint
-from kqgen.errors import InputError, KqgenError
+from kqgen.checkpoint import identity, read_checkpoint, write_checkpoint
+from kqgen.errors import InputError
 from kqgen.train_model import KqModule, Tempo
 from kqgen.train_modules import BatchNormSwitch
 
@@ -40,6 +40,9 @@ class Settings:
         smoothing: of the labels.
         seed: of everything the loop draws itself.
         tempo: when codes are renewed; its total is set by the run.
+
+    Raises:
+        InputError: a rate that is not positive.
     """
 
     epochs: int
@@ -50,6 +53,10 @@ class Settings:
     smoothing: float = 0.0
     seed: int = 0
     tempo: Tempo = field(default_factory=Tempo)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate < math.inf:
+            raise InputError("the learning rate must be a positive number", found=str(self.rate), do="for example 4e-3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +96,7 @@ def finetune(
     validation: Callable[[KqModule], float] | None = None,
     checkpoint: Path | None = None,
     report: Report | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> Progress:
     """Trains a prepared model in place.
 
@@ -100,15 +108,17 @@ def finetune(
         validation: accuracy of the model on held-out samples, called in eval mode after the last epoch.
         checkpoint: file to keep the run in after every epoch; an existing one is taken up.
         report: told how it goes, a few times an epoch.
+        origin: what else makes this run itself, such as its data; a checkpoint must agree in it.
 
     Raises:
         InputError: the loader is empty or has no length, labels are out of range, the checkpoint is damaged or of another run.
-        KqgenError: the loss is no longer a number; the checkpoint of the last whole epoch is kept.
+            Or the loss is no longer a number; the checkpoint of the last whole epoch is kept.
     """
     steps_per_epoch = _length(loader)
     device = next(model.net.parameters()).device
     total = settings.epochs * steps_per_epoch
     model.tempo = _with_total(settings.tempo, total)
+    model.set_extra_state({"step": 0})
     torch.manual_seed(settings.seed)
     groups = parameter_groups(model, settings)
     optimiser = torch.optim.Adam(groups, fused=device.type == "cuda")
@@ -116,7 +126,7 @@ def finetune(
         optimiser, [group["lr"] for group in groups], total_steps=max(2, total), pct_start=_WARM_PART
     )
     share_state(model)
-    run = _identity(model, settings, steps_per_epoch)
+    run = {**identity(model, settings), "steps per epoch": steps_per_epoch, "processes": world(), **(origin or {})}
     start = 0
     if checkpoint is not None and checkpoint.exists():
         start = _take_up(read_checkpoint(checkpoint, run, device), model, optimiser, schedule)
@@ -155,6 +165,7 @@ class _Run:
         self.device = next(model.net.parameters()).device
         self.sums = torch.zeros(3, device=self.device)
         self.last = (math.nan, math.nan)
+        self.first_bad = torch.zeros((), dtype=torch.int64, device=self.device)
         self.wrapped: nn.Module = model
         self.wrapped_phase = ""
 
@@ -178,9 +189,10 @@ class _Run:
                 break
             done += 1
             self._step(inputs, labels)
-            if done % _FINITE_EVERY == 0 or done == self.steps_per_epoch:
-                self._check_finite()
-            if self.report is not None and (done % every == 0 or done == self.steps_per_epoch):
+            reports = self.report is not None and (done % every == 0 or done == self.steps_per_epoch)
+            if reports or done % _FINITE_EVERY == 0 or done == self.steps_per_epoch:
+                self._check_finite(whole=done == self.steps_per_epoch)
+            if self.report is not None and reports:
                 self._settle_sums()
                 self.report(self.progress(epoch + 1))
         if done == 0:
@@ -196,7 +208,7 @@ class _Run:
     def _step(self, inputs: tuple[torch.Tensor, ...], labels: torch.Tensor) -> None:
         model = self.model
         phase = model.phase()
-        if phase == "settled" and self.wrapped_phase != "settled":
+        if phase == "settled" and (model.step == 0 or model.phase(model.step - 1) != "settled"):
             self._estimate_statistics()
         if phase != self.wrapped_phase:
             self._wrap(phase)
@@ -218,6 +230,8 @@ class _Run:
         self.optimiser.step()
         self.schedule.step()
         with torch.no_grad():
+            bad = torch.isfinite(loss.detach()).logical_not() & (self.first_bad == 0)
+            self.first_bad = torch.where(bad, model.step, self.first_bad)
             self.sums += torch.stack([loss.detach(), (outputs.argmax(1) == labels).float().mean(), torch.ones_like(loss)])
 
     def _imitation(self, inputs: tuple[torch.Tensor, ...], outputs: torch.Tensor) -> torch.Tensor:
@@ -225,6 +239,12 @@ class _Run:
         soft = self.settings.softness
         with torch.no_grad():
             wanted = _logits(self.teacher(*inputs))
+        if wanted.shape != outputs.shape:
+            raise InputError(
+                "the teacher's outputs do not fit the model's",
+                found=f"{tuple(wanted.shape)}, of the model {tuple(outputs.shape)}",
+                wanted="a teacher of the same classes",
+            )
         return F.kl_div(F.log_softmax(outputs / soft, 1), F.softmax(wanted / soft, 1), reduction="batchmean") * soft * soft
 
     def _wrap(self, phase: str) -> None:
@@ -252,12 +272,17 @@ class _Run:
         self.model.step = step
         share_state(self.model)
 
-    def _check_finite(self) -> None:
-        if not bool(torch.isfinite(self.sums).all()):
-            raise KqgenError(
-                f"the loss became NaN or infinite by step {self.model.step}",
-                found=f"epoch {1 + (self.model.step - 1) // self.steps_per_epoch}, phase {self.model.phase()}",
-                wanted="a finite loss",
+    def _check_finite(self, *, whole: bool) -> None:
+        """Stops at the first loss that was no number; `whole` looks for gradients that spoilt a parameter after the last loss too."""
+        step = int(self.first_bad)
+        what = "the loss"
+        if step == 0 and whole and not all(bool(torch.isfinite(each).all()) for each in self.model.parameters()):
+            step, what = self.model.step, "a parameter"
+        if step:
+            raise InputError(
+                f"{what} became NaN or infinite at step {step}",
+                found=f"epoch {1 + (step - 1) // self.steps_per_epoch}, phase {self.model.phase(step - 1)}",
+                wanted="finite numbers",
                 do="lower the learning rate; the checkpoint of the last whole epoch, if one was asked for, is kept",
             )
 
@@ -318,12 +343,6 @@ def _length(loader: Iterable[Any]) -> int:
 
 def _with_total(tempo: Tempo, total: int) -> Tempo:
     return replace(tempo, total_steps=total)
-
-
-def _identity(model: KqModule, settings: Settings, steps_per_epoch: int) -> Mapping[str, Any]:
-    """What a checkpoint must agree in to be of this run."""
-    shapes = {name: list(tensor.shape) for name, tensor in model.net.state_dict().items()}
-    return {"settings": repr(settings), "steps per epoch": steps_per_epoch, "network": repr(sorted(shapes.items())), "processes": world()}
 
 
 def _content(

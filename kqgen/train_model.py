@@ -38,21 +38,32 @@ class Tempo:
         total_steps: of the whole run; None when it is not known: codes are then renewed to the end.
         period_steps: between two renewals of the codes: each step, or every so many where looking up all kernels is dear.
         revival_steps: between two looks for codewords that no kernel uses; a multiple of `period_steps`.
+        revival_part: of the steps, at the start: later a revived codeword would harm more than it can still learn.
         soft_part: of the steps, at the start: each kernel is a mixture of its nearest codewords, ever harder.
         frozen_part: of the steps, at the end: codes stay; codewords, scales and batch norms go on learning.
         settled_part: of the steps, at the very end: batch norm statistics and map ranges stay too.
         cap: largest part of a layer's codes renewed at once.
         temperature: of the mixture at the start, in squared distances between kernels of unit variance; it falls to a hundredth.
+
+    Raises:
+        InputError: a part that is not within 0 and 1.
     """
 
     total_steps: int | None = None
     period_steps: int = 1
     revival_steps: int = 100
+    revival_part: float = 0.5
     soft_part: float = 0.0
     frozen_part: float = 0.2
     settled_part: float = 0.05
     cap: float = 1.0
     temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("soft_part", "frozen_part", "settled_part", "cap"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise InputError(f"{name.replace('_', ' ')} is no part of the whole", found=str(value), wanted="0 to 1")
 
     def fraction(self, step: int) -> float:
         """How much of the run is done before `step`; 0 when its length is not known."""
@@ -77,7 +88,7 @@ class KqModule(nn.Module):
         self.books, self.reasons = dict(books), dict(reasons)
         self.tempo = Tempo()
         self.step = 0
-        self._cache: tuple[tuple[int, ...], Trained] | None = None
+        self._cache: tuple[tuple[object, ...], Trained] | None = None
         self._phase = ""
         self._changed: torch.Tensor | float = 0.0
         self._books = [module for module in net.modules() if isinstance(module, LearnedCodebook)]
@@ -105,20 +116,24 @@ class KqModule(nn.Module):
         if self.training:
             self._turn()
             self._look(self.step)
-            for book in self._books:
-                book.forget()
             self.step += 1
-            return self._shaped(self.net(*inputs))
+            return self._shaped(self._computed(inputs))
         if self.blueprint.refusal is not None:
-            return self._shaped(self.net(*inputs))
+            return self._shaped(self._computed(inputs))
         return self._shaped(self._exact(inputs))
+
+    def _computed(self, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        for book in self._books:
+            book.forget()
+        outputs: tuple[torch.Tensor, ...] = self.net(*inputs)
+        return outputs
 
     def simulate(self, *inputs: torch.Tensor) -> Any:
         """The simulation in eval mode: fast on any device, and within a step or two of the integers."""
         was = self.net.training
         self.net.eval()
         try:
-            return self._shaped(self.net(*inputs))
+            return self._shaped(self._computed(inputs))
         finally:
             self.net.train(was)
 
@@ -128,7 +143,8 @@ class KqModule(nn.Module):
         Raises:
             UnsupportedError: the network does not compile.
         """
-        key = tuple(tensor._version for tensor in (*self.net.parameters(), *self.net.buffers()))
+        # The step stands for optimisers that write past the version counter, as param.data.add_() does.
+        key = (self.step, *((id(tensor), tensor._version) for tensor in (*self.net.parameters(), *self.net.buffers())))
         if self._cache is None or self._cache[0] != key:
             self._cache = (key, to_integers(self.net, self.blueprint, self.books, self.reasons))
         return self._cache[1]
@@ -170,9 +186,9 @@ class KqModule(nn.Module):
             module.observing = watching
             module.momentum = _EARLY_MOMENTUM if early else _LATE_MOMENTUM
 
-    def phase(self) -> str:
-        """The phase of the next step."""
-        done, tempo = self.tempo.fraction(self.step), self.tempo
+    def phase(self, step: int | None = None) -> str:
+        """The phase of a step, of the next one when none is given."""
+        done, tempo = self.tempo.fraction(self.step if step is None else step), self.tempo
         if tempo.total_steps is None or done < 1 - tempo.frozen_part:
             return "soft" if tempo.total_steps is not None and done < tempo.soft_part else "hard"
         return "settled" if done >= 1 - tempo.settled_part else "frozen"
@@ -194,7 +210,7 @@ class KqModule(nn.Module):
             kernels += len(made.codes)
             members.setdefault(self.books[parameter], []).append((made, latent))
         self._changed = changed / max(1, kernels)
-        if self.step % self.tempo.revival_steps == 0:
+        if self.step % self.tempo.revival_steps == 0 and self.tempo.fraction(self.step) < self.tempo.revival_part:
             for layers in members.values():
                 revive(layers[0][0].book, layers)
         if phase == "soft":

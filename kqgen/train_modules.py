@@ -73,6 +73,10 @@ class LearnedCodebook(nn.Module):
         """Ends the use of the tables made so far: one table serves all layers of one pass, and no longer."""
         self._tables.clear()
 
+    def __getstate__(self) -> dict[str, object]:
+        # Tables belong to the pass that made them, and torch copies no tensor in the middle of one.
+        return {**self.__dict__, "_tables": {}}
+
     @property
     def codewords(self) -> int:
         """How many are stored (of each of the two kinds where two are summed)."""

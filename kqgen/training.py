@@ -119,8 +119,8 @@ def finetune(
         report: told how it goes, a few times an epoch.
 
     Raises:
-        InputError: the loader is empty, labels are out of range, the checkpoint is damaged or of another run.
-        KqgenError: the loss is no longer a number; the last whole epoch's checkpoint is kept.
+        InputError: the loader is empty, labels are out of range, the checkpoint is damaged or of another run, or the loss is no longer
+            a number: the last whole epoch's checkpoint is kept.
     """
     if not isinstance(model, KqModule):
         raise InputError("the model is not prepared", found=type(model).__name__, wanted="what kqgen.kq.prepare returned")

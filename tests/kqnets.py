@@ -12,8 +12,8 @@ from kqgen import ir
 from kqgen.calibrate import Ranges, calibrate
 from kqgen.floatexec import evaluate
 from kqgen.intgraph import KqWeights
-from kqgen.kq import LayerWeights, Quantised, fake_quantise, quantise
 from kqgen.options import Compression
+from kqgen.post_training import LayerWeights, Quantised, fake_quantise, quantise
 from kqgen.samples import Samples
 
 

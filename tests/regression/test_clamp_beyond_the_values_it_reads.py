@@ -13,9 +13,9 @@ from torch import nn
 from kqgen import oracle
 from kqgen.calibrate import calibrate
 from kqgen.frontend import import_module
-from kqgen.kq import quantise
 from kqgen.lower import lower
 from kqgen.options import Compression
+from kqgen.post_training import quantise
 from kqgen.samples import read_samples
 from kqgen.simplify import simplify
 

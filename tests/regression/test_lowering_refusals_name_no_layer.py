@@ -15,9 +15,9 @@ from kqgen.calibrate import calibrate
 from kqgen.errors import UnsupportedError
 from kqgen.frontend import import_module
 from kqgen.intgraph import IntGraph
-from kqgen.kq import quantise
 from kqgen.lower import lower
 from kqgen.options import Compression
+from kqgen.post_training import quantise
 from kqgen.samples import read_samples
 from kqgen.simplify import simplify
 

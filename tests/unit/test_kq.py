@@ -14,9 +14,9 @@ from kqgen.calibrate import calibrate
 from kqgen.errors import InputError
 from kqgen.floatexec import evaluate
 from kqgen.intgraph import KqWeights, UniformWeights
-from kqgen.kq import Quantised, fake_quantise, quantise
 from kqgen.kq_layers import distinct_kernels
 from kqgen.options import Codebook, Compression
+from kqgen.post_training import Quantised, fake_quantise, quantise
 from kqgen.samples import Samples
 
 INT32_ROOM = 2**28

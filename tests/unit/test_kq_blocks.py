@@ -15,11 +15,11 @@ from kqgen.calibrate import TensorRange
 from kqgen.cluster import Codewords
 from kqgen.errors import InputError
 from kqgen.intgraph import KqWeights, UniformWeights, codeword_rows, frozen
-from kqgen.kq import LayerWeights, Quantised, fake_quantise, quantise
 from kqgen.kq_blocks import reconstruct
 from kqgen.kq_fit import Solution
 from kqgen.kq_simulate import Fitted, SimulatedNet, coded
 from kqgen.options import Codebook, Compression
+from kqgen.post_training import LayerWeights, Quantised, fake_quantise, quantise
 
 IMAGES = 96
 STEPS = 60

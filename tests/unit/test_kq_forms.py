@@ -10,9 +10,9 @@ from kqnets import calibrated, chain, indexed, integers, output_error, quantised
 
 from kqgen.errors import InputError
 from kqgen.intgraph import KqWeights, codeword_rows
-from kqgen.kq import Quantised, quantise
 from kqgen.kq_layers import choose
 from kqgen.options import Codebook, Compression
+from kqgen.post_training import Quantised, quantise
 
 LAYERS = ((16, 3, 3), (24, 3, 3), (24, 3, 3), (24, 3, 3))
 

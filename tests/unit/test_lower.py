@@ -15,9 +15,9 @@ from kqgen.calibrate import calibrate
 from kqgen.errors import UnsupportedError
 from kqgen.frontend import import_module
 from kqgen.intgraph import IntCodebook, IntConv2d, IntGraph, KqWeights, UniformWeights, effective_kernels, frozen
-from kqgen.kq import Quantised, quantise
 from kqgen.lower import lower
 from kqgen.options import Codebook, Compression
+from kqgen.post_training import Quantised, quantise
 from kqgen.samples import Samples, read_samples
 from kqgen.simplify import simplify
 

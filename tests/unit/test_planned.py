@@ -9,9 +9,9 @@ import pytest
 from kqnets import calibrated, chain
 
 from kqgen import ir
-from kqgen.kq import Quantised, quantise
 from kqgen.options import Codebook, Compression
 from kqgen.planned import graph_of_weights, planned_bytes, spelled
+from kqgen.post_training import Quantised, quantise
 
 NET = chain((8, 3, 3), (16, 3, 3), (16, 1, 1), (24, 3, 3), (16, 5, 5), (12, 5, 5), side=8)
 
