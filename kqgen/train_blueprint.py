@@ -25,7 +25,8 @@ from kqgen.ir import Conv2d, Float32, Graph, Input, Node, frozen_array
 from kqgen.simplify import simplify
 from kqgen.train_graph import is_batch_norm, operator_name
 
-_WEIGHTED = ("conv2d", "convolution", "conv1d", "conv_transpose2d", "conv_transpose1d", "linear", "addmm", "mm")
+_CONVOLUTIONS = ("conv2d", "convolution", "conv1d", "conv_transpose2d", "conv_transpose1d")
+_WEIGHTED = (*_CONVOLUTIONS, "linear", "addmm", "mm")
 _MOVING = frozenset((
     "view", "_unsafe_view", "reshape", "flatten", "permute", "transpose", "t", "clone", "alias", "contiguous", "slice", "select", "squeeze",
     "unsqueeze", "expand", "max_pool2d", "max_pool1d", "max_pool2d_with_indices", "pad", "constant_pad_nd", "dropout", "feature_dropout",
@@ -125,11 +126,7 @@ def _of_graph(program: ExportedProgram, graph: Graph, name: str) -> Blueprint:
     convs = [node for node in graph if isinstance(node, Conv2d)]
     for conv in convs:
         if not conv.parameter:
-            raise InputError(
-                f"the weight of layer {conv.path or conv.name} is computed of other tensors",
-                wanted="a weight that is a parameter of its own",
-                do="remove weight_norm, spectral_norm or other parametrisations first",
-            )
+            raise _computed(conv.path or conv.name)
     ones = {conv.parameter: torch.ones_like(program.state_dict[conv.parameter]) for conv in convs}
     probe = simplify(import_functional(program, name, ones))
     operators = _operators(program)
@@ -141,6 +138,14 @@ def _of_graph(program: ExportedProgram, graph: Graph, name: str) -> Blueprint:
     roots = range_roots(graph)
     points = tuple(Point(node.value, node.name, isinstance(node, Input)) for node in graph if roots[node.name] == node.name)
     return Blueprint(program, graph, None, _once(layers), points)
+
+
+def _computed(layer: str) -> InputError:
+    return InputError(
+        f"the weight of layer {layer} is computed of other tensors",
+        wanted="a weight that is a parameter of its own",
+        do="remove weight_norm, spectral_norm or other parametrisations first",
+    )
 
 
 def _rank_one(probe: Graph, conv: Conv2d) -> tuple[Float32, Float32]:
@@ -188,6 +193,11 @@ def _of_operators(program: ExportedProgram, name: str, refusal: UnsupportedError
     shapes = {node.name: _shape(node) for node in program.graph.nodes if node.name in inputs}
     nodes: list[Node] = [Input(node_name, "", (), shape) for node_name, shape in shapes.items()]
     layers = []
+    for node in program.graph.nodes:
+        weight = node.args[1] if operator_name(node) in _CONVOLUTIONS else None
+        if isinstance(weight, fx.Node) and weight.op != "placeholder":
+            stack = list((node.meta.get("nn_module_stack") or {}).values())
+            raise _computed(module_path(stack[-1][0]) if stack else node.name)
     for parameter, node in _operators(program).items():
         layer = _layer(program, parameter, node, {each.name for each in nodes})
         layers.append(layer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from kqgen.allocate import settle
 from kqgen.errors import InputError
 from kqgen.frontend_names import c_identifier
 from kqgen.goal import Goal
+from kqgen.ir import Graph
 from kqgen.loading import load_model, with_examples
 from kqgen.options import Compression
 from kqgen.train_blueprint import draw
@@ -111,7 +113,7 @@ def run_job(job: Job, report: Callable[[Progress, float], None], tell: Callable[
     held, rest = _judged(job, data)
     with _processes(job.device) as (device, rank, count):
         tell("preparing the model")
-        model = _prepared(job, data).to(device)
+        model = _prepared(job, data, held).to(device)
         bits = bits_per_weight(integers(model)) if model.blueprint.refusal is None else 0.0
         loader = ArrayLoader(rest.to(device), job.batch, seed=job.settings.seed, augment=job.augment, rank=rank, world=count)
         judge = ArrayLoader(held.to(device), _JUDGED_BATCH)
@@ -140,7 +142,7 @@ def run_job(job: Job, report: Callable[[Progress, float], None], tell: Callable[
 def _origin(job: Job, data: Labelled) -> dict[str, Any]:
     """What makes a run itself beside its settings and its network."""
     return {
-        "samples": f"{tuple(data.inputs.shape)}, labels {zlib.crc32(data.labels.numpy()):08x}",
+        "samples": f"{tuple(data.inputs.shape)}, labels {zlib.crc32(data.labels.numpy().tobytes()):08x}",
         "held out": job.held_out if job.validation is None else 0,
         "batch": job.batch,
         "augment": ",".join(job.augment),
@@ -179,7 +181,24 @@ def _loaded(model: str, state: Path | None, data: Labelled) -> nn.Module | Expor
     return loaded.module
 
 
-def _prepared(job: Job, data: Labelled) -> KqModule:
+def _check_fit(path: Path, data: Labelled, graph: Graph) -> None:
+    """Refuses inputs and labels that the network cannot have been made for."""
+    wanted = [node.shape for node in graph.inputs]
+    if wanted != [(*data.inputs.shape[1:], 1, 1)[:3]]:
+        raise InputError(
+            f"the inputs of {path} do not fit {graph.name}", found=str(tuple(data.inputs.shape)),
+            wanted=" and ".join(f"(N, {', '.join(map(str, shape))})" for shape in wanted),
+        )  # fmt: skip
+    classes = math.prod(graph.node(graph.outputs[0]).shape)
+    wrong = data.labels[(data.labels < 0) | (data.labels >= classes)]
+    if len(wrong):
+        raise InputError(
+            f"a label of {path} is out of range", found=str(int(wrong[0])),
+            wanted=f"0 to {classes - 1}: {graph.name} has {classes} outputs",
+        )  # fmt: skip
+
+
+def _prepared(job: Job, data: Labelled, held: Labelled) -> KqModule:
     found = _loaded(job.model, job.state, data)
     examples: tuple[torch.Tensor, ...] = (data.inputs[:1].float(),)
     if isinstance(found, nn.Module):
@@ -189,13 +208,9 @@ def _prepared(job: Job, data: Labelled) -> KqModule:
     blueprint = draw(found, examples, c_identifier(job.name or job.out.name.removesuffix(SUFFIX)))
     if blueprint.refusal is not None:
         raise blueprint.refusal
-    wanted = [node.shape for node in blueprint.graph.inputs]
-    given = (*data.inputs.shape[1:], 1, 1)[:3]
-    if wanted != [given]:
-        raise InputError(
-            f"the inputs of {job.train} do not fit {job.model}", found=str(tuple(data.inputs.shape)),
-            wanted=" and ".join(f"(N, {', '.join(map(str, shape))})" for shape in wanted),
-        )  # fmt: skip
+    _check_fit(job.train, data, blueprint.graph)
+    if job.validation is not None:
+        _check_fit(job.validation, held, blueprint.graph)
     wish = job.wish
     compression = settle(blueprint.graph, wish, None, None).compression if isinstance(wish, Goal) else wish
     return build(found if isinstance(found, nn.Module) else None, blueprint, compression)

@@ -143,11 +143,14 @@ class KqModule(nn.Module):
         Raises:
             UnsupportedError: the network does not compile.
         """
-        # The step stands for optimisers that write past the version counter, as param.data.add_() does.
-        key = (self.step, *((id(tensor), tensor._version) for tensor in (*self.net.parameters(), *self.net.buffers())))
+        key = self._key()
         if self._cache is None or self._cache[0] != key:
             self._cache = (key, to_integers(self.net, self.blueprint, self.books, self.reasons))
         return self._cache[1]
+
+    def _key(self) -> tuple[object, ...]:
+        """Changes with the network; the step stands for optimisers that write past the version counter, as param.data.add_() does."""
+        return (self.step, *((id(tensor), tensor._version) for tensor in (*self.net.parameters(), *self.net.buffers())))
 
     def indexed(self) -> Iterator[tuple[str, IndexedWeight, nn.Parameter]]:
         """Parameter name, parametrisation and latent kernels of every indexed layer."""
