@@ -27,7 +27,7 @@ ORDER = (
     "lower", "oracle", "dequantised", "graph_check", "store", "schedule", "memory", "plan_check", "planner",
     # training
     "train_modules", "train_assign", "train_graph", "train_blueprint", "train_integers", "train_model", "train_prepare", "train_data",
-    "checkpoint", "train_loop", "training", "kq", "train_job",
+    "checkpoint", "train_loop", "training", "train_job",
     # text
     "views_text", "views_params", "views_tables", "views_steps", "views_selftest", "views_project", "views", "render", "emit",
     # world
@@ -35,10 +35,10 @@ ORDER = (
     "toolchain", "harness", "image", "hostlib", "semihost", "blockcount", "blockcount_native", "blockcount_qemu",
     "emulate", "qemu",
     # judgement
-    "compare", "report", "capacity", "verify", "bench", "firmware", "targets", "net", "fidelity",
+    "compare", "report", "capacity", "verify", "bench", "firmware", "targets", "net", "deliver", "fidelity", "train_fidelity", "kq",
     "picture_layout", "picture",
     # order
-    "deliver", "pipeline", "console_allocation", "cli_options", "assess", "console", "cli_inspect", "cli_train", "cli",
+    "pipeline", "console_allocation", "cli_options", "assess", "console", "cli_inspect", "cli_train", "cli",
 )  # fmt: skip
 
 MAX_LINES = 400
