@@ -118,6 +118,7 @@ class KqModule(nn.Module):
             self._look(self.step)
             self.step += 1
             return self._shaped(self._computed(inputs))
+        self.check_ranges()
         if self.blueprint.refusal is not None:
             return self._shaped(self._computed(inputs))
         return self._shaped(self._exact(inputs))
@@ -136,6 +137,19 @@ class KqModule(nn.Module):
             return self._shaped(self._computed(inputs))
         finally:
             self.net.train(was)
+
+    def check_ranges(self) -> None:
+        """Refuses a model that has seen neither calibration nor a batch: its maps have no steps yet.
+
+        Raises:
+            InputError: so it is.
+        """
+        if not all(bool(quant.seen) for quant in self._quants):
+            raise InputError(
+                "the ranges of the maps are not known yet",
+                wanted="one batch in training mode, or calibration inputs",
+                do="train the model, or kq.prepare(..., calibration=inputs)",
+            )
 
     def trained(self) -> Trained:
         """The integers as the network is now; found anew only after a change.

@@ -175,12 +175,13 @@ def save(model: KqModule, path: str | Path) -> None:
         path: ends in .kq.safetensors; the network is called after its stem.
 
     Raises:
-        InputError: another ending. UnsupportedError: the model holds operators that do not compile. Nothing has been written then.
+        InputError: another ending, or a model that has seen no input. UnsupportedError: the model holds operators that do not compile. Nothing has been written then.
     """
     target = Path(path)
     if not target.name.endswith(SUFFIX):
         raise InputError(f"{target} does not end in {SUFFIX}", do=f"name it {target.stem}{SUFFIX}")
     graph = integers(model)
+    model.check_ranges()
     if graph.name == "model":
         graph = integers(model, target.name.removesuffix(SUFFIX))
     content = store.to_bytes(graph, {"bits_per_weight": round(bits_per_weight(graph), 6)})
