@@ -175,7 +175,8 @@ def save(model: KqModule, path: str | Path) -> None:
         path: ends in .kq.safetensors; the network is called after its stem.
 
     Raises:
-        InputError: another ending, or a model that has seen no input. UnsupportedError: the model holds operators that do not compile. Nothing has been written then.
+        InputError: another ending, or a model that has seen no input.
+        UnsupportedError: the model holds operators that do not compile. Nothing has been written then.
     """
     target = Path(path)
     if not target.name.endswith(SUFFIX):
