@@ -304,10 +304,14 @@ def batches(loader: Iterable[Any], device: torch.device, *, check: bool) -> Iter
             found = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, (tuple, list)) else type(batch).__name__
             raise InputError("a batch of the loader is not (inputs, labels)", found=found, wanted="two entries, labels a tensor")
         given, labels = batch
+        if labels.dim() != 1 or labels.is_floating_point():
+            raise InputError(
+                "the labels have the wrong form", found=f"{labels.dtype} {tuple(labels.shape)}", wanted="whole numbers (N,), one a sample"
+            )
         inputs = tuple(given) if isinstance(given, (tuple, list)) else (given,)
         if check and not all(bool(torch.isfinite(each).all()) for each in inputs if each.is_floating_point()):
             raise InputError("a batch of the loader holds NaN or infinity", wanted="finite inputs", do="check the data set")
-        yield tuple(each.to(device, non_blocking=True) for each in inputs), labels.to(device, non_blocking=True)
+        yield tuple(each.to(device, non_blocking=True) for each in inputs), labels.to(device, torch.int64, non_blocking=True)
 
 
 def _check_labels(labels: torch.Tensor, classes: int) -> None:

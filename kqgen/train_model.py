@@ -60,7 +60,7 @@ class Tempo:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("soft_part", "frozen_part", "settled_part", "cap"):
+        for name in ("revival_part", "soft_part", "frozen_part", "settled_part", "cap"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise InputError(f"{name.replace('_', ' ')} is no part of the whole", found=str(value), wanted="0 to 1")
