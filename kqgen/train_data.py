@@ -54,8 +54,11 @@ def read_labelled(path: Path) -> Labelled:
     wanted = "an .npz with `images` (N, C, H, W), float32 or uint8, and integer `labels` (N,)"
     do = "numpy.savez('train.npz', images=images, labels=labels)"
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays: dict[str, npt.NDArray[np.generic]] = {name: file[name] for name in file.files}
+        for name, array in arrays.items():
+            if not isinstance(array, np.ndarray):
+                raise ValueError(f"{name} is no array")
     except FileNotFoundError as error:
         raise InputError(f"no such file: {path}", wanted=wanted, do="check the path") from error
     except (OSError, ValueError, EOFError, TypeError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:

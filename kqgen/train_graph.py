@@ -139,6 +139,8 @@ def _operator(
     if dropped is not None:
         root.add_module(f"drop_{node.name}", dropped)
         return graph.call_module(f"drop_{node.name}", (args[0],))
+    if target is torch.ops.aten.view.default:
+        target = torch.ops.aten.reshape.default  # maps may lie otherwise in memory than where the program was exported
     return graph.create_node("call_function", cast(Any, target), _any_batch(node, args, batch), kwargs, node.name)
 
 

@@ -76,6 +76,8 @@ def prepare(
         raise InputError(
             "the model lies on several devices", found=", ".join(sorted(map(str, devices))), wanted="one device", do='model.to("cuda")'
         )
+    if any(device.type == "meta" for device in devices):
+        raise InputError("the model has no values", found="device meta", wanted="parameters that hold numbers", do="load its weights first")
     wish = goal_or_options(
         weights, codebook, keep=keep, widths=widths, groups=groups, seed=seed, target_bits=target_bits, target_bytes=target_bytes
     )
