@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from trainnets import SIDE, Batches, Residual, make, outputs_of_c, pixels, plain_loop
+from trainnets import Batches, Residual, SIDE, make, one_thread, outputs_of_c, pixels, plain_loop
 
 from kqgen import store, training
 from kqgen.intgraph import IntConv2d, IntGraph, KqWeights, UniformWeights
 from kqgen.options import Codebook
 from kqgen.train_model import run_integers
+
+_one_thread = one_thread
 
 STEPS = 6
 OUTPUT_STEPS = 3.0

@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 import torch
 from torch import nn
-from trainnets import Batches, Residual, Small, differing, make, maps, pixels, plain_loop, state_of
+from trainnets import Batches, Residual, Small, differing, make, maps, one_thread, pixels, plain_loop, state_of
 
 from kqgen import training
 from kqgen.errors import InputError
@@ -17,6 +17,8 @@ from kqgen.options import Codebook
 from kqgen.train_assign import nearest, reassign, revive, soften
 from kqgen.train_model import KqModule, Tempo
 from kqgen.train_modules import BatchNormSwitch, FakeQuant, IndexedWeight, LearnedCodebook, UniformWeight
+
+_one_thread = one_thread
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
