@@ -18,6 +18,7 @@ import kqgen
 from kqgen import hostlib, pipeline, training
 from kqgen.board import load_board
 
+
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     """Networks this small only lose by threads; test modules take it by a name of their own."""

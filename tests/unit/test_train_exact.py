@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from trainnets import Batches, Residual, SIDE, make, one_thread, outputs_of_c, pixels, plain_loop
+from trainnets import SIDE, Batches, Residual, make, one_thread, outputs_of_c, pixels, plain_loop
 
 from kqgen import store, training
 from kqgen.intgraph import IntConv2d, IntGraph, KqWeights, UniformWeights

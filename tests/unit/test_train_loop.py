@@ -31,6 +31,8 @@ from kqgen.options import Codebook
 from kqgen.train_loop import Progress, Settings
 from kqgen.train_model import KqModule, Tempo
 
+_one_thread = one_thread
+
 EPOCHS = 4
 SETTINGS = Settings(EPOCHS, rate=2e-3, seed=5, tempo=Tempo(soft_part=0.2, frozen_part=0.6, settled_part=0.4, revival_steps=3))
 """Every phase, and the last of them longer than an epoch."""
@@ -172,8 +174,6 @@ import torch
 torch.set_num_threads(1)
 import test_train_loop as t
 from pathlib import Path
-
-_one_thread = one_thread
 def report(now):
     if now.epoch == 3:
         os.kill(os.getpid(), signal.SIGKILL)
