@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import torch
 
-from kqgen.train_modules import VALUE_LIMIT, IndexedWeight, LearnedCodebook
+from kqgen.cluster import VALUE_LIMIT
+from kqgen.train_modules import IndexedWeight, LearnedCodebook
 
 _SCORES_AT_ONCE = 1 << 25
 CANDIDATES = 4

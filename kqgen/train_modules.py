@@ -11,25 +11,12 @@ from typing import cast
 import torch
 from torch import nn
 
-VALUE_LIMIT = 31
-L1_LIMIT = 255
+from kqgen.cluster import L1_LIMIT, VALUE_LIMIT
+from kqgen.kq_simulate import rounded
+
 _LEVELS = 255
 _LOWEST, _HIGHEST = -128, 127
 _SMALLEST_SPAN = 1e-8
-
-
-class _RoundThrough(torch.autograd.Function):
-    """Rounding to the nearest integer, whose gradient is taken for 1."""
-
-    @staticmethod
-    def forward(ctx: object, values: torch.Tensor) -> torch.Tensor:
-        del ctx
-        return values.round()
-
-    @staticmethod
-    def backward(ctx: object, *gradients: torch.Tensor) -> torch.Tensor:
-        del ctx
-        return gradients[0]
 
 
 class _ReadThrough(torch.autograd.Function):
@@ -48,7 +35,7 @@ class _ReadThrough(torch.autograd.Function):
 
 def round_through(values: torch.Tensor) -> torch.Tensor:
     """`values` rounded, with the gradient of the identity. Any shape."""
-    return cast(torch.Tensor, _RoundThrough.apply(values))  # type: ignore[no-untyped-call]
+    return rounded(values, values.detach().round())
 
 
 class LearnedCodebook(nn.Module):
