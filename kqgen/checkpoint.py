@@ -35,7 +35,7 @@ def identity(model: KqModule, settings: DataclassInstance) -> dict[str, Any]:
     for name, tensor in sorted(model.blueprint.program.state_dict.items()):
         data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
         digest = zlib.crc32(data, zlib.crc32(f"{name} {tuple(tensor.shape)}".encode(), digest))
-    forms = []
+    forms: list[tuple[Any, ...]] = []
     for name, made in model.net.named_modules():
         if isinstance(made, UniformWeight):
             forms.append((name, made.bits))
