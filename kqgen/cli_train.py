@@ -15,6 +15,7 @@ from rich.text import Text
 
 from kqgen import console
 from kqgen.cli_options import compression_options
+from kqgen.errors import InputError
 from kqgen.goal import Goal
 from kqgen.options import Compression
 from kqgen.report import grouped
@@ -67,6 +68,10 @@ def finetune(
     from kqgen.train_loop import Settings  # noqa: PLC0415
     from kqgen.train_model import Tempo  # noqa: PLC0415
 
+    if wish.reconstruct:
+        raise InputError(
+            "fine-tuning does not reconstruct: it trains all layers anyway", found=f"--reconstruct {wish.reconstruct}", do="leave it out"
+        )
     tempo = Tempo(period_steps=renew, revival_steps=renew * max(1, math.ceil(100 / renew)), soft_part=soft)
     job = Job(
         model, state, train, validation, hold_out, out, wish, Settings(epochs, rate=rate, seed=wish.seed, tempo=tempo), batch,

@@ -216,7 +216,9 @@ def show_verify(console: Console, model: str, report: VerifyReport, board: Board
         if difference is not None:
             where = ", ".join(f"{axis} {value}" for axis, value in zip("yxc", difference.index, strict=True))
             _say(console, f"{'':11}wanted {difference.expected}, got {difference.found} at [{where}]; every layer before it agrees")
-    if report.float is not None:
+    if report.float is None:
+        _say_labelled(console, [("float", "not compared: the folder holds no float model")])
+    else:
         ratio = "SQNR not defined (no noise or no signal)" if report.float.sqnr_db is None else f"SQNR {report.float.sqnr_db:.1f} dB"
         share = report.float.argmax_agreement
         same = "" if share is None else f", largest output the same on {100 * share:.1f} % of inputs"
