@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 from pathlib import Path
 from typing import cast
 
@@ -36,11 +37,14 @@ def layer_of(book: LearnedCodebook, c_out: int = 6, c_in: int = 4, count: int | 
     return layer, draw(c_out, c_in, 3, 3, seed=5).requires_grad_()
 
 
-def prepared(codewords: int = 8, **options: object) -> KqModule:
-    inputs, _ = maps(8)
-    return training.prepare(
-        make(Small), example_inputs=(inputs[:1],), codebook=Codebook("network", codewords, **cast(dict[str, bool], options))
-    )
+@cache
+def once(codewords: int, additive: bool) -> KqModule:
+    return training.prepare(make(Small), example_inputs=(maps(1)[0],), codebook=Codebook("network", codewords, additive=additive))
+
+
+def prepared(codewords: int = 8, additive: bool = False) -> KqModule:
+    """`Small`, freshly prepared."""
+    return copy.deepcopy(once(codewords, additive))
 
 
 # Gradients
@@ -208,7 +212,7 @@ def test_the_soft_choice_becomes_the_hard_one() -> None:
 
 
 def test_the_soft_phase_ends_in_hard_codes() -> None:
-    model = prepared(6)
+    model = prepared()
     model.tempo = Tempo(total_steps=8, soft_part=0.5, frozen_part=0.25, settled_part=0.125)
     seen, temperatures = [], []
     loader = Batches(*maps(64), 8)
@@ -357,7 +361,7 @@ def test_averaged_models_of_torch_work() -> None:
 @pytest.mark.parametrize("additive", [False, True])
 def test_a_state_dict_brings_a_fresh_model_to_the_same_integers(additive: bool) -> None:
     inputs, labels = maps(32)
-    model, fresh = prepared(4, additive=additive), prepared(4, additive=additive)
+    model, fresh = prepared(4, additive), prepared(4, additive)
     plain_loop(model, Batches(inputs, labels, 8), 5, rate=0.2)
     fresh(inputs)
     assert not torch.equal(model.eval()(inputs), fresh.eval()(inputs))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from kqgen import training
 from kqgen.errors import InputError, UnsupportedError
 from kqgen.intgraph import IntConv2d, KqWeights
 from kqgen.options import Codebook
+from kqgen.train_blueprint import Blueprint, draw
 from kqgen.train_data import ArrayLoader, Labelled, read_labelled
 from kqgen.train_modules import IndexedWeight, UniformWeight
 
@@ -32,9 +35,15 @@ def said(call: Callable[[], object]) -> str:
     return str(error.value)
 
 
+@cache
+def blueprint() -> Blueprint:
+    return draw(make(Small), (maps(1)[0],), "model")
+
+
 def small(**options: Any) -> training.KqModule:
-    inputs, _ = maps(4)
-    return training.prepare(make(Small), example_inputs=(inputs[:1],), **options)
+    """`Small`, prepared; that torch.export is asked once saves a second each time."""
+    with mock.patch.object(training, "draw", return_value=blueprint()):
+        return training.prepare(make(Small), **options)
 
 
 # Modules unseen by us
