@@ -8,9 +8,6 @@ import math
 import os
 import pickle
 import re
-import signal
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -21,7 +18,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
 from torch import nn
 from trainnets import Batches, Small, differing, make, maps, one_thread, state_of
 
@@ -165,32 +161,6 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     finetune(again, checkpoint=tmp_path / "run.checkpoint", report=seen.append)
     assert seen == []
     assert differing(unbroken(), state_of(again)) == []
-
-
-KILLED = """
-import os, signal, sys
-sys.path[:0] = [{tests!r}, {unit!r}]
-import torch
-torch.set_num_threads(1)
-import test_train_loop as t
-from pathlib import Path
-def report(now):
-    if now.epoch == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-t.finetune(t.prepared(), checkpoint=Path(sys.argv[1]), report=report)
-"""
-
-
-def test_a_run_killed_by_the_system_is_taken_up(tmp_path: Path) -> None:
-    """Another process: nothing of the run is left but its file."""
-    file = tmp_path / "run.checkpoint"
-    code = KILLED.format(tests=str(ROOT / "tests"), unit=str(ROOT / "tests" / "unit"))
-    done = subprocess.run([sys.executable, "-c", code, str(file)], cwd=ROOT, check=False, timeout=120, env={**os.environ})
-    assert done.returncode == -signal.SIGKILL
-    assert [path.name for path in tmp_path.iterdir()] == ["run.checkpoint"]
-    model = prepared()
-    finetune(model, checkpoint=file)
-    assert differing(unbroken(), state_of(model)) == []
 
 
 def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

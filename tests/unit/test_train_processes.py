@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -66,20 +67,33 @@ cli.main(sys.argv[2:])
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
-    """(folder, standard output, standard error) of one run of the command line in two processes."""
+    """(folder, standard output, standard error) of the command line in two processes, started with the variables that torchrun sets."""
     folder = tmp_path_factory.mktemp("processes")
     tinynet.save(tinynet.make(), folder / "tiny.pt2")
     tinynet.write_labelled(folder / "train.npz", 72)
     (folder / "script.py").write_text(SCRIPT.format(tests=str(ROOT / "tests")), encoding="utf-8")
     (folder / "out").mkdir()
-    script = [str(folder / "script.py"), str(folder)]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *script]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     options = ["--train", str(folder / "train.npz"), "--epochs", "3", "--batch", "16", "--hold-out", "8", "--augment", "crop,flip"]
     asked = ["finetune", str(folder / "tiny.pt2"), *options, "--codewords", "12", "--out", str(folder / "out" / "net.kq.safetensors")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "120", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run([*launch, *asked], cwd=folder, capture_output=True, text=True, check=False, timeout=240, env=environment)
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout, done.stderr
+    common = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "120", "GLOO_SOCKET_IFNAME": "lo"}
+    torchrun = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(folder / "script.py"), str(folder), *asked], cwd=folder, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, env={**os.environ, **common, **torchrun, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    try:
+        said = [each.communicate(timeout=240) for each in started]
+    finally:
+        for each in started:
+            each.kill()
+    assert [each.returncode for each in started] == [0, 0], said
+    return folder, "".join(out for out, _ in said), "".join(err for _, err in said)
 
 
 def test_both_processes_end_with_the_same_network(run: tuple[Path, str, str]) -> None:
