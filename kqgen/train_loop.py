@@ -6,6 +6,7 @@ that was never interrupted (on one device and with one number of threads).
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader
 
 from kqgen.checkpoint import identity, read_checkpoint, write_checkpoint
 from kqgen.errors import InputError
@@ -117,7 +119,7 @@ def finetune(
     steps_per_epoch = _length(loader)
     device = next(model.net.parameters()).device
     total = settings.epochs * steps_per_epoch
-    model.tempo = _with_total(settings.tempo, total)
+    model.tempo = replace(settings.tempo, total_steps=total)
     model.set_extra_state({"step": 0})
     torch.manual_seed(settings.seed)
     groups = parameter_groups(model, settings)
@@ -263,7 +265,7 @@ class _Run:
         for module in norms:
             module.averaged = 0
         with torch.no_grad():
-            for number, (inputs, _) in enumerate(batches(self.loader, self.device, check=False)):
+            for number, (inputs, _) in enumerate(batches(_another(self.loader), self.device, check=False)):
                 if number == _STATISTICS_BATCHES:
                     break
                 self.model.net(*inputs)
@@ -314,6 +316,15 @@ def batches(loader: Iterable[Any], device: torch.device, *, check: bool) -> Iter
         yield tuple(each.to(device, non_blocking=True) for each in inputs), labels.to(device, torch.int64, non_blocking=True)
 
 
+def _another(loader: Iterable[Any]) -> Iterable[Any]:
+    """The loader for an iteration inside another: one whose workers stay has a single iterator, and would start that anew."""
+    if not isinstance(loader, DataLoader) or not loader.persistent_workers:
+        return loader
+    twin = copy.copy(loader)
+    twin._iterator = None
+    return twin
+
+
 def _check_labels(labels: torch.Tensor, classes: int) -> None:
     low, high = (int(each) for each in torch.aminmax(labels))
     if low < 0 or high >= classes:
@@ -343,10 +354,6 @@ def _length(loader: Iterable[Any]) -> int:
     if length == 0:
         raise _nothing("length 0")
     return length
-
-
-def _with_total(tempo: Tempo, total: int) -> Tempo:
-    return replace(tempo, total_steps=total)
 
 
 def _content(

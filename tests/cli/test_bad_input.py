@@ -22,7 +22,7 @@ from torch import nn
 
 from cli import tinynet
 from cli.running import BOARD, Run, entries, kqgen, ok, snapshot
-from kqgen import pipeline
+from kqgen import deliver, pipeline
 
 
 @pytest.fixture
@@ -405,7 +405,7 @@ def test_an_interrupt_leaves_nothing(
         seen.append(entries(work))
         signal.raise_signal(number)
 
-    monkeypatch.setattr(pipeline, "_write_sources", interrupted)
+    monkeypatch.setattr(deliver, "_write_sources", interrupted)
     run = compile_into(work, inputs, "--no-build", "--weights", "int8")
     assert len(seen[0]) == 1
     assert run.status == status

@@ -15,7 +15,7 @@ import pytest
 from cli.running import BOARD, entries, kqgen
 from kqgen.board import board_names
 
-COMMANDS = ("compile", "verify", "bench", "boards", "ops")
+COMMANDS = ("compile", "verify", "bench", "finetune", "fidelity", "picture", "boards", "ops")
 
 
 def process(*arguments: str | Path, python: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:

@@ -365,6 +365,17 @@ def test_a_loader_that_yields_more_than_its_length_is_cut() -> None:
     assert model.step == 2
 
 
+def test_a_data_loader_whose_workers_stay_will_do() -> None:
+    """Its iterators are one and the same, and statistics are estimated in the middle of an epoch: the epoch goes on unharmed."""
+    data = torch.utils.data.TensorDataset(*maps(48))
+    model = prepared()
+    told: list[Progress] = []
+    workers = torch.utils.data.DataLoader(data, 8, shuffle=True, num_workers=1, persistent_workers=True)
+    finetune(model, workers, settings=replace(SETTINGS, epochs=2), report=told.append)
+    assert model.step == 12
+    assert told[-1].phase == "settled"
+
+
 def test_a_plain_list_of_batches_will_do() -> None:
     model = prepared()
     finetune(model, first(3), settings=Settings(2))
