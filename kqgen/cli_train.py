@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 from kqgen import console
@@ -104,13 +104,16 @@ def _bar(screen: Console, silent: bool) -> Progress:
 
 
 def _show(people: Console, out: Path, outcome: Outcome) -> None:
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     lost = 100 * (outcome.float_accuracy - outcome.accuracy)
     whole, real = f"{100 * outcome.accuracy:.2f} % in integers", f"{100 * outcome.float_accuracy:.2f} % in float"
-    table.add_row("accuracy", f"{whole}, {real}, {lost:.2f} lost")
-    table.add_row("", f"of {grouped(outcome.samples)} samples that were not trained on")
-    table.add_row("bits", f"{outcome.bits_per_weight:.3f} a weight of the convolutions, codebooks and padding counted")
-    table.add_row("bytes", f"{grouped(outcome.table_bytes)} of indices, codebooks and weights")
-    table.add_row("written", str(out))
-    table.add_row("next", f"kqgen compile {out} --board BOARD --out firmware")
-    people.print(table)
+    console.say_labelled(
+        people,
+        [
+            ("accuracy", f"{whole}, {real}, {lost:.2f} lost"),
+            ("", f"of {grouped(outcome.samples)} samples that were not trained on"),
+            ("bits", f"{outcome.bits_per_weight:.3f} a weight of the convolutions, codebooks and padding counted"),
+            ("bytes", f"{grouped(outcome.table_bytes)} of indices, codebooks and weights"),
+            ("written", str(out)),
+            ("next", f"kqgen compile {shlex.quote(str(out))} --board BOARD --out firmware"),
+        ],
+    )

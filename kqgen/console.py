@@ -149,7 +149,7 @@ def show_report(console: Console, report: Report, board: Board) -> None:
     table.add_row(*total)
     _show_table(console, table, totals=1)
     _say(console, "")
-    _say_labelled(console, _summary(report, board))
+    say_labelled(console, _summary(report, board))
 
 
 def _bits_of(layer: LayerReport) -> str:
@@ -176,7 +176,7 @@ def _summary(report: Report, board: Board) -> Iterator[tuple[str, str]]:
 
 def show_written(console: Console, path: Path) -> None:
     """Where a file lies."""
-    _say_labelled(console, [("written", f"to {path}")])
+    say_labelled(console, [("written", f"to {path}")])
 
 
 def show_next(console: Console, folder: Path, inputs: Path | None, board: Board) -> None:
@@ -185,10 +185,11 @@ def show_next(console: Console, folder: Path, inputs: Path | None, board: Board)
     rows = [("exact", f"not compared yet: kqgen verify {where} --inputs {images}")]
     if not board.core.is_host:
         rows.append(("speed", f"not counted yet:  kqgen bench {where}"))
-    _say_labelled(console, [*rows, ("written", f"to {folder}")])
+    say_labelled(console, [*rows, ("written", f"to {folder}")])
 
 
-def _say_labelled(console: Console, rows: Iterable[tuple[str, str]]) -> None:
+def say_labelled(console: Console, rows: Iterable[tuple[str, str]]) -> None:
+    """One line a row, never broken: a label and what it says."""
     for label, text in rows:
         _say(console, Text(f"  {label:<9}", style="bold").append(text, style="default"))
 
@@ -209,7 +210,7 @@ def show_verify(console: Console, model: str, report: VerifyReport, board: Board
     style = {True: "bold green", False: "bold red", None: "bold yellow"}[report.exact]
     _say(console, Text(verdict, style=style).append(f"   {model} on {board.name}", style="default"))
     for target in report.targets:
-        _say_labelled(console, [(target.name, _verdict_of(target, report.inputs))])
+        say_labelled(console, [(target.name, _verdict_of(target, report.inputs))])
         if target.exact is None:
             _say(console, "\n".join(f"{'':11}{line}" for line in target.detail.splitlines()))
         difference = target.first_difference
@@ -217,12 +218,12 @@ def show_verify(console: Console, model: str, report: VerifyReport, board: Board
             where = ", ".join(f"{axis} {value}" for axis, value in zip("yxc", difference.index, strict=True))
             _say(console, f"{'':11}wanted {difference.expected}, got {difference.found} at [{where}]; every layer before it agrees")
     if report.float is None:
-        _say_labelled(console, [("float", "not compared: the folder holds no float model")])
+        say_labelled(console, [("float", "not compared: the folder holds no float model")])
     else:
         ratio = "SQNR not defined (no noise or no signal)" if report.float.sqnr_db is None else f"SQNR {report.float.sqnr_db:.1f} dB"
         share = report.float.argmax_agreement
         same = "" if share is None else f", largest output the same on {100 * share:.1f} % of inputs"
-        _say_labelled(console, [("float", f"{ratio}{same}")])
+        say_labelled(console, [("float", f"{ratio}{same}")])
 
 
 def _verdict_of(target: TargetResult, inputs: int) -> str:
@@ -254,7 +255,7 @@ def show_bench(console: Console, model: str, report: BenchReport) -> None:
     if report.clock_hz is not None:
         rows.append(("", f"{waiting} with the wait states of the board's flash and no cache"))
     rows.append(("stack", f"{grouped(report.stack_bytes)} bytes"))
-    _say_labelled(console, [*rows, ("note", "instructions are counted; cycles are a model of the core (docs/DESIGN.md, decision 27)")])
+    say_labelled(console, [*rows, ("note", "instructions are counted; cycles are a model of the core (docs/DESIGN.md, decision 27)")])
 
 
 def _per_mac(cycles: int, macs: int) -> str:
@@ -298,7 +299,7 @@ def show_fidelity(console: Console, report: Waterfall) -> None:
     table.add_row("total", "", bits(widths.all), grouped(total))
     _show_table(console, table, totals=1)
     _say(console, "")
-    _say_labelled(console, _blamed(report))
+    say_labelled(console, _blamed(report))
 
 
 def _blamed(report: Waterfall) -> Iterator[tuple[str, str]]:

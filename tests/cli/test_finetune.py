@@ -138,7 +138,7 @@ def test_a_target_decides_codewords_and_widths(inputs: Path, train: Path, tmp_pa
         "finetune", inputs / "tiny.pt2", "--train", train, "--epochs", "1", "--batch", "16", "--target-bits", "2", "--augment", "crop,flip",
         "--validation", judged, "--renew", "2", "--soft", "0.5", "--name", "watch", "--out", out, "--device", "cpu",
     )  # fmt: skip
-    bits = float(next(line.split()[1] for line in run.out.splitlines() if line.startswith("bits")))
+    bits = float(next(line.split()[1] for line in run.out.splitlines() if line.strip().startswith("bits")))
     assert 1.5 < bits <= 2.0
     assert "of 30 samples that were not trained on" in run.out
     graph, _ = store.read(out)
