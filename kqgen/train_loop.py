@@ -129,18 +129,17 @@ def finetune(
     )
     share_state(model)
     run = {**identity(model, settings), "steps per epoch": steps_per_epoch, "processes": world(), **(origin or {})}
-    start = 0
-    if checkpoint is not None and checkpoint.exists():
-        start = _take_up(read_checkpoint(checkpoint, run, device), model, optimiser, schedule)
+    start = _take_up(read_checkpoint(checkpoint, run, device), model, optimiser, schedule) if checkpoint and checkpoint.exists() else 0
     state = _Run(model, loader, settings, teacher, optimiser, schedule, report, steps_per_epoch)
     for epoch in range(start, settings.epochs):
         state.epoch(epoch)
         if checkpoint is not None and _rank() == 0:
             write_checkpoint(checkpoint, _content(epoch + 1, model, optimiser, schedule), run)
+    if model.phase(total - 1) != "settled":  # too short a run for a settled step, which begins with these
+        state.estimate_statistics()
     share_state(model)
     model.eval()
-    accuracy = validation(model) if validation is not None else None
-    return state.progress(settings.epochs, accuracy)
+    return state.progress(settings.epochs, validation(model) if validation is not None else None)
 
 
 def parameter_groups(model: KqModule, settings: Settings) -> list[dict[str, Any]]:
@@ -211,7 +210,7 @@ class _Run:
         model = self.model
         phase = model.phase()
         if phase == "settled" and (model.step == 0 or model.phase(model.step - 1) != "settled"):
-            self._estimate_statistics()
+            self.estimate_statistics()
         if phase != self.wrapped_phase:
             self._wrap(phase)
         outputs = _logits(self.wrapped(*inputs))
@@ -257,8 +256,9 @@ class _Run:
             devices = [self.device.index] if self.device.type == "cuda" else None
             self.wrapped = nn.parallel.DistributedDataParallel(self.model, device_ids=devices)
 
-    def _estimate_statistics(self) -> None:
+    def estimate_statistics(self) -> None:
         """Batch norm statistics of the final codes: the mean over batches instead of a moving one."""
+        self.model.train()
         self.model.enter("frozen")
         step = self.model.step
         norms = [module for module in self.model.net.modules() if isinstance(module, BatchNormSwitch)]

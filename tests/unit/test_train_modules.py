@@ -310,12 +310,13 @@ def test_statistics_are_the_mean_over_batches_when_asked() -> None:
     assert torch.equal(mean, kept)
 
 
-def test_our_loop_estimates_statistics_before_its_last_phase() -> None:
+@pytest.mark.parametrize("settled_part", [0.25, 0.05], ids=["before its last phase", "at the end of a run too short for one"])
+def test_our_loop_estimates_statistics(settled_part: float) -> None:
     """A moving average over so few steps would still hold much of the float network's statistics; the estimate holds none of them."""
     inputs, labels = maps(64)
     inputs += 2.0
     model = training.prepare(make(Small), example_inputs=(inputs[:1],), codebook=Codebook("network", 16))
-    settings = training.Settings(2, rate=1e-4, tempo=Tempo(frozen_part=0.5, settled_part=0.25))
+    settings = training.Settings(2, rate=1e-4, tempo=Tempo(frozen_part=0.5, settled_part=settled_part))
     training.finetune(model, Batches(inputs, labels, 16), epochs=2, settings=settings)
     found = dict(model.net.named_buffers())["norm.running_mean"]
     weight = cast(nn.Module, model.net.first).weight
