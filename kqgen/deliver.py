@@ -107,8 +107,7 @@ def _golden(graph: IntGraph, inputs: Tensors) -> Golden:
 def quantised_inputs(graph: IntGraph, samples: Samples, limit: int | None = None) -> Tensors:
     """The samples as the C takes them: per input (N, h, w, c) int8."""
     return tuple(
-        np.ascontiguousarray(oracle.quantise(tensor, array[:limit]).reshape(-1, tensor.c, tensor.h, tensor.w).transpose(0, 2, 3, 1))
-        for tensor, array in zip(graph.inputs, samples.arrays, strict=True)
+        oracle.input_codes(tensor, array[:limit]) for tensor, array in zip(graph.inputs, samples.arrays, strict=True)
     )
 
 

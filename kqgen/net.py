@@ -118,8 +118,7 @@ def _codes(model: str, tensor: QTensor, image: npt.NDArray[Any]) -> Int8:
         )
     if np.isnan(image).any():
         raise InputError(f"input {tensor.name} of {model} has NaN", found=f"{int(np.isnan(image).sum())} values", wanted="numbers")
-    planes = oracle.quantise(tensor, image.reshape(-1, *wanted))
-    return np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
+    return oracle.input_codes(tensor, image)
 
 
 def _real(tensor: QTensor, codes: Int8, flattened: bool) -> npt.NDArray[np.float32]:

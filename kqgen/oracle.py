@@ -46,6 +46,12 @@ def quantise(tensor: QTensor, real: npt.NDArray[Any]) -> Int8:
     return np.clip(codes, -128, 127).astype(np.int8)
 
 
+def input_codes(tensor: QTensor, real: npt.NDArray[Any]) -> Int8:
+    """An input as PyTorch takes it, (N, c, h, w) or (N, n), as the C takes it: (N, h, w, c) int8; see `quantise`."""
+    planes = quantise(tensor, real).reshape(-1, tensor.c, tensor.h, tensor.w)
+    return np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
+
+
 def dequantise(tensor: QTensor, codes: Int8) -> npt.NDArray[np.float32]:
     """The float32 real values that `codes` stand for (SPEC 1.2)."""
     return np.asarray((codes.astype(np.float64) - tensor.zero_point) * tensor.scale, np.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -30,13 +30,11 @@ class Trained:
     """What training made of a network.
 
     Attributes:
-        graph: simplified float graph, its weights and biases those that the integers mean.
         integers: what the C computes.
         codewords: (codebook name, values before rounding to integers, in steps: (stored codewords, k_h, k_w) float32).
         warnings: sentences for the user.
     """
 
-    graph: Graph
     integers: IntGraph
     codewords: tuple[tuple[str, Float32], ...]
     warnings: tuple[str, ...]
@@ -107,16 +105,7 @@ def to_integers(net: fx.GraphModule, blueprint: Blueprint, names: Mapping[str, s
     quantised = Quantised(tuple(layers), tuple(book.stored for book in books.values()))
     integers = lower(graph, ranges, quantised, "kq" if books else "int8")
     real = tuple((name, book.real) for name, book in books.items())
-    return Trained(_with_weights(graph, quantised), integers, real, tuple(warnings))
-
-
-def _with_weights(graph: Graph, quantised: Quantised) -> Graph:
-    """The float graph with each layer's weights and bias exactly those of its integers."""
-    nodes = tuple(
-        replace(node, weight=quantised.real_weights(node.name), bias=quantised.layer(node.name).bias) if isinstance(node, Conv2d) else node
-        for node in graph
-    )
-    return replace(graph, nodes=nodes)
+    return Trained(integers, real, tuple(warnings))
 
 
 def _ranges(net: fx.GraphModule, blueprint: Blueprint, graph: Graph) -> Ranges:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.export import ExportedProgram
 
 from kqgen.allocate import settle
 from kqgen.errors import InputError
@@ -25,6 +24,7 @@ from kqgen.loading import load_model, with_examples
 from kqgen.options import Compression
 from kqgen.train_blueprint import draw
 from kqgen.train_data import ArrayLoader, Labelled, read_labelled
+from kqgen.train_graph import trainable
 from kqgen.train_loop import Progress, Settings, finetune
 from kqgen.train_model import KqModule
 from kqgen.train_prepare import build
@@ -116,9 +116,8 @@ def run_job(job: Job, report: Callable[[Progress, float], None], tell: Callable[
         model = _prepared(job, data, held).to(device)
         bits = bits_per_weight(integers(model)) if model.blueprint.refusal is None else 0.0
         loader = ArrayLoader(rest.to(device), job.batch, seed=job.settings.seed, augment=job.augment, rank=rank, world=count)
-        judge = ArrayLoader(held.to(device), _JUDGED_BATCH)
         twin = float_twin(model)
-        teacher = twin if job.teacher is None else _teacher(job.teacher, job.teacher_state, data).to(device)
+        teacher = twin if job.teacher is None else _teacher(job.teacher, job.teacher_state).to(device)
         first = rank == 0
         progress = finetune(
             model, loader, job.settings, teacher=teacher, checkpoint=job.checkpoint,
@@ -132,7 +131,7 @@ def run_job(job: Job, report: Callable[[Progress, float], None], tell: Callable[
         table_bytes = sum(node.weights.packed_bytes for node in graph.nodes if hasattr(node, "weights"))
         table_bytes += sum(book.packed_bytes for book in graph.codebooks)
         outcome = Outcome(
-            progress, len(held), accuracy(twin, _tail(judge, held)), accuracy(model, _tail(judge, held)), bits_per_weight(graph),
+            progress, len(held), accuracy(twin, _tail(held)), accuracy(model, _tail(held)), bits_per_weight(graph),
             table_bytes, first,
         )  # fmt: skip
         job.checkpoint.unlink(missing_ok=True)
@@ -150,12 +149,11 @@ def _origin(job: Job, data: Labelled) -> dict[str, Any]:
     }
 
 
-def _tail(loader: ArrayLoader, held: Labelled) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _tail(held: Labelled) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Every sample once; a training loader drops what does not fill a batch."""
-    device = loader.data.labels.device
     for start in range(0, len(held), _JUDGED_BATCH):
         part = slice(start, start + _JUDGED_BATCH)
-        yield held.inputs[part].float().to(device), held.labels[part].to(device)
+        yield held.inputs[part].float(), held.labels[part]
 
 
 def _judged(job: Job, data: Labelled) -> tuple[Labelled, Labelled]:
@@ -171,14 +169,6 @@ def _judged(job: Job, data: Labelled) -> tuple[Labelled, Labelled]:
         )
     rest, held = data.split(job.held_out, job.settings.seed)
     return held, rest
-
-
-def _loaded(model: str, state: Path | None, data: Labelled) -> nn.Module | ExportedProgram:
-    loaded = load_model(model, state)
-    if loaded.program is not None:
-        return loaded.program
-    assert loaded.module is not None
-    return loaded.module
 
 
 def _check_fit(path: Path, data: Labelled, graph: Graph) -> None:
@@ -199,13 +189,12 @@ def _check_fit(path: Path, data: Labelled, graph: Graph) -> None:
 
 
 def _prepared(job: Job, data: Labelled, held: Labelled) -> KqModule:
-    found = _loaded(job.model, job.state, data)
-    examples: tuple[torch.Tensor, ...] = (data.inputs[:1].float(),)
-    if isinstance(found, nn.Module):
-        complete = with_examples(load_model(job.model, job.state), [tuple(data.inputs.shape)])
-        assert complete.module is not None
-        found, examples = complete.module, tuple(complete.example_inputs)
-    blueprint = draw(found, examples, c_identifier(job.name or job.out.name.removesuffix(SUFFIX)))
+    loaded = load_model(job.model, job.state)
+    if loaded.program is None:
+        loaded = with_examples(loaded, [tuple(data.inputs.shape)])
+    found = loaded.program or loaded.module
+    assert found is not None
+    blueprint = draw(found, tuple(loaded.example_inputs), c_identifier(job.name or job.out.name.removesuffix(SUFFIX)))
     if blueprint.refusal is not None:
         raise blueprint.refusal
     _check_fit(job.train, data, blueprint.graph)
@@ -216,13 +205,13 @@ def _prepared(job: Job, data: Labelled, held: Labelled) -> KqModule:
     return build(found if isinstance(found, nn.Module) else None, blueprint, compression)
 
 
-def _teacher(model: str, state: Path | None, data: Labelled) -> nn.Module:
-    from kqgen.train_graph import trainable  # noqa: PLC0415
-
-    found = _loaded(model, state, data)
-    if isinstance(found, nn.Module):
-        return found.eval().requires_grad_(False)
-    return trainable(draw(found, (), "teacher").program, None, {}).eval().requires_grad_(False)
+def _teacher(model: str, state: Path | None) -> nn.Module:
+    loaded = load_model(model, state)
+    net = loaded.module
+    if loaded.program is not None:
+        net = trainable(draw(loaded.program, (), "teacher").program, None, {})
+    assert net is not None
+    return net.eval().requires_grad_(False)
 
 
 @contextmanager

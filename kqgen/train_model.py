@@ -262,11 +262,8 @@ def run_integers(graph: IntGraph, inputs: list[torch.Tensor]) -> list[torch.Tens
     """The real values of an integer graph's outputs, each (N, c, h, w) float32 on the CPU, for inputs as PyTorch takes them."""
     if len(inputs) != len(graph.inputs):
         raise InputError(f"{graph.name} takes {len(graph.inputs)} inputs", found=str(len(inputs)))
-    codes = {}
-    for tensor, given in zip(graph.inputs, inputs, strict=True):
-        array = given.detach().float().cpu().numpy()
-        quantised = oracle.quantise(tensor, array).reshape(-1, tensor.c, tensor.h, tensor.w)
-        codes[tensor.name] = np.ascontiguousarray(quantised.transpose(0, 2, 3, 1))
+    arrays = [given.detach().float().cpu().numpy() for given in inputs]
+    codes = {tensor.name: oracle.input_codes(tensor, array) for tensor, array in zip(graph.inputs, arrays, strict=True)}
     made = oracle.run(graph, codes)
     reals = [oracle.dequantise(graph.tensor(name), made[name]) for name in graph.outputs]
     return [torch.from_numpy(np.ascontiguousarray(each.transpose(0, 3, 1, 2))) for each in reals]

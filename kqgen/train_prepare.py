@@ -14,6 +14,7 @@ from kqgen.cluster import Block, cluster
 from kqgen.kq_layers import Choice, choose
 from kqgen.kq_uniform import best_scale
 from kqgen.options import Compression
+from kqgen.planned import codewords_at
 from kqgen.train_assign import nearest
 from kqgen.train_blueprint import Blueprint, TrainedLayer
 from kqgen.train_graph import QUANT_PREFIX, trainable
@@ -106,8 +107,9 @@ def _index(net: nn.Module, layers: Sequence[TrainedLayer], compression: Compress
         scales.append(turned.float())
         latents.append((weight / turned[:, None, None, None]).flatten(0, 1).flatten(1))
     vectors = torch.cat(latents)
-    counts = [_count(layer, compression) for layer in layers]
-    stored = max(count or book_options.codewords for count in counts)
+    widths = dict(compression.widths)
+    counts = [codewords_at(widths.get(layer.conv.path, widths.get(layer.conv.name)), book_options) for layer in layers]
+    stored = max(counts)
     values, step = _start_words(vectors, stored, book_options.sign, book_options.additive, np.random.default_rng(seed))
     book = LearnedCodebook(values, step, sign=book_options.sign, additive=book_options.additive)
     for layer, scale, latent, count in zip(layers, scales, latents, counts, strict=True):
@@ -118,15 +120,6 @@ def _index(net: nn.Module, layers: Sequence[TrainedLayer], compression: Compress
         made.codes.copy_(codes[:, 0])
         made.signs.copy_(signs[:, 0])
         _register(net, layer.parameter, made)
-
-
-def _count(layer: TrainedLayer, compression: Compression) -> int | None:
-    """How many of the first codewords a layer may use; None when all."""
-    options, widths = compression.codebook, dict(compression.widths)
-    width = widths.get(layer.conv.path, widths.get(layer.conv.name))
-    if width is None:
-        return None
-    return min(options.codewords, 1 << ((width - int(options.sign)) // (2 if options.additive else 1)))
 
 
 def _start_words(

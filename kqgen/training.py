@@ -24,8 +24,9 @@ from kqgen.calibrate import Ranges, calibrate
 from kqgen.errors import InputError
 from kqgen.frontend_names import c_identifier
 from kqgen.goal import Goal, goal_or_options
-from kqgen.intgraph import IntConv2d, IntGraph
+from kqgen.intgraph import IntGraph
 from kqgen.options import Codebook, Compression, Weights
+from kqgen.report import bits_per_weight as stored_bits
 from kqgen.samples import Samples, read_samples
 from kqgen.train_blueprint import Blueprint, draw
 from kqgen.train_graph import trainable
@@ -198,10 +199,7 @@ def save(model: KqModule, path: str | Path) -> None:
 
 def bits_per_weight(graph: IntGraph) -> float:
     """Stored bits for each weight of the convolutions: indices, uniform weights, codebooks, padding to bytes; 0 without any."""
-    convs = [node for node in graph.nodes if isinstance(node, IntConv2d) and not node.dense]
-    weights = sum(node.weight_count for node in convs)
-    stored = sum(node.weights.packed_bytes for node in convs) + sum(book.packed_bytes for book in graph.codebooks)
-    return 8 * stored / weights if weights else 0.0
+    return stored_bits(graph).conv or 0.0
 
 
 __all__ = [

@@ -27,7 +27,7 @@ ORDER = (
     "lower", "oracle", "dequantised", "graph_check", "store", "schedule", "memory", "plan_check", "planner",
     # training
     "train_modules", "train_assign", "train_graph", "train_blueprint", "train_integers", "train_model", "train_prepare", "train_data",
-    "checkpoint", "train_loop", "training", "train_job",
+    "checkpoint", "train_loop",
     # text
     "views_text", "views_params", "views_tables", "views_steps", "views_selftest", "views_project", "views", "render", "emit",
     # world
@@ -35,7 +35,8 @@ ORDER = (
     "toolchain", "harness", "image", "hostlib", "semihost", "blockcount", "blockcount_native", "blockcount_qemu",
     "emulate", "qemu",
     # judgement
-    "compare", "report", "capacity", "verify", "bench", "firmware", "targets", "net", "deliver", "fidelity", "train_fidelity", "kq",
+    "compare", "report", "capacity", "verify", "bench", "firmware", "targets", "net", "deliver", "fidelity",
+    "training", "train_job", "train_fidelity", "kq",
     "picture_layout", "picture",
     # order
     "pipeline", "console_allocation", "cli_options", "assess", "console", "cli_inspect", "cli_train", "cli",
