@@ -11,6 +11,7 @@ from kqgen.fidelity import LeftOut, Waterfall, waterfall
 from kqgen.firmware import FLOAT_SUFFIX, Network
 from kqgen.floatmodel import float_outputs
 from kqgen.frontend import import_exported
+from kqgen.fuse import split
 from kqgen.net import load
 from kqgen.pt2 import load_pt2
 from kqgen.samples import LABELS, read_labels, read_samples
@@ -28,7 +29,7 @@ def assess(network: Network, inputs: Path, *, model: Path | None = None, limit: 
     Raises:
         InputError: no float model, another one, inputs or labels that do not fit.
     """
-    graph = network.graph
+    graph = split(network.graph)
     stored = _float_model(network, model)
     tell("reading the model", 0.0)
     program = load_pt2(stored)

@@ -48,7 +48,7 @@ def needs(report: Report, board: Board) -> tuple[Need, Need]:
     flash, ram = report.flash_bytes, report.ram_bytes
     return (
         Need("flash", flash.total or flash.tables, board.flash.size_bytes, board.reserve_flash_bytes),
-        Need("RAM", ram.total or ram.arena + ram.input + ram.output, board.ram.size_bytes, board.reserve_ram_bytes),
+        Need("RAM", ram.total or ram.arena + ram.output, board.ram.size_bytes, board.reserve_ram_bytes),
     )
 
 
@@ -121,10 +121,10 @@ def _ram_rows(plan: Plan, report: Report) -> list[tuple[str, int]]:
         rows.append((f"       {labels.get(placed.name, placed.name)} {tensor.h}x{tensor.w}x{tensor.c}", placed.size_bytes))
     if step.scratch_bytes:
         rows.append((f"       scratch of {report.fullest} ({step.form})", step.scratch_bytes))
-    rows += [("     input", ram.input), ("     output", ram.output)]
+    rows.append(("     output", ram.output))
     if ram.stack is not None:
         rows.append(("     stack", ram.stack))
-    return [*rows, ("     in all", ram.total or ram.arena + ram.input + ram.output)]
+    return [*rows, ("     in all", ram.total or ram.arena + ram.output)]
 
 
 def _flash_rows(report: Report) -> list[tuple[str, int]]:

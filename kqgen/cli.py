@@ -23,11 +23,12 @@ from rich.console import Console
 from kqgen import board as boards
 from kqgen import console
 from kqgen.cli_inspect import fidelity, picture
-from kqgen.cli_options import CHOICES, compression_options
+from kqgen.cli_options import CHOICES, compression_options, planning_options
 from kqgen.cli_train import finetune
 from kqgen.errors import InputError, KqgenError
 from kqgen.goal import Goal
 from kqgen.options import Compression
+from kqgen.plan import Planning
 from kqgen.report import document
 from kqgen.version import __version__
 
@@ -87,13 +88,14 @@ def _json_option(function: F) -> F:
     "--state", type=click.Path(path_type=Path), metavar="FILE", help="Weights for package.module:factory: .safetensors, .pt or .pth."
 )
 @compression_options
+@planning_options
 @click.option("--name", metavar="IDENT", help="C identifier of the network (default: the file's stem).")
 @click.option("--no-build", is_flag=True, help="Write sources only; measured figures become null.")
 @_toolchain_option
 @_json_option
 def compile(  # noqa: A001 - the command is called so
-    model: str, board_name: str, calibration: Path | None, out: Path, state: Path | None, wish: Goal | Compression, name: str | None,
-    no_build: bool, toolchain: ToolchainChoice, json_target: str | None,
+    model: str, board_name: str, calibration: Path | None, out: Path, state: Path | None, wish: Goal | Compression, planning: Planning,
+    name: str | None, no_build: bool, toolchain: ToolchainChoice, json_target: str | None,
 ) -> None:  # fmt: skip
     """Compile MODEL into a folder of C for a board.
 
@@ -116,13 +118,14 @@ def compile(  # noqa: A001 - the command is called so
             result = pipeline.compile_integers(
                 Path(model), board=target, calibration=calibration, name=name, out=out,
                 build=not no_build, toolchain=toolchain, tell=tell, write_report=json_target is None,
+                planning=planning,
             )  # fmt: skip
         elif calibration is None:
             raise InputError("compile needs --calibration", wanted="100 typical inputs or more, float32 (N, C, H, W)", do=_IMAGES_DO)
         else:
             result = pipeline.compile_file(
                 model, state=state, calibration=calibration, board=target, wish=wish, name=name, out=out,
-                build=not no_build, toolchain=toolchain, tell=tell, write_report=json_target is None,
+                build=not no_build, toolchain=toolchain, tell=tell, write_report=json_target is None, planning=planning,
             )  # fmt: skip
     console.show_warnings(console.make_console(stderr=True), result.warnings)
     people = _people(json_target)

@@ -11,6 +11,7 @@ import click
 from kqgen.errors import InputError
 from kqgen.goal import Goal, goal_or_options, refuse_codewords
 from kqgen.options import Codebook, Compression, Scope, Weights
+from kqgen.plan import FORMS, OPTIMISE, Form, Optimise, Planning
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -84,6 +85,41 @@ def compression_options(function: F) -> F:
         out = option(out)
     wrapped: F = out
     return wrapped
+
+
+def planning_options(function: F) -> F:
+    """Gives a command the options of planning; it receives them as one argument, `planning`."""
+
+    @functools.wraps(function)
+    def command(*arguments: Any, optimise: Optimise, forms: tuple[str, ...], **others: Any) -> Any:
+        return function(*arguments, planning=Planning(optimise, tuple(_layer_form(entry) for entry in forms)), **others)
+
+    out: Any = command
+    for option in reversed(_PLANNING):
+        out = option(out)
+    wrapped: F = out
+    return wrapped
+
+
+_PLANNING = (
+    click.option(
+        "--optimise", type=click.Choice(OPTIMISE), default="balanced", show_default=True,
+        help="balanced: fast within an arena little larger than the maps; speed: as fast as the board's RAM allows; size: least code; "
+        "ram: least RAM.",
+    ),
+    click.option(
+        "--form", "forms", multiple=True, metavar="LAYER=FORM", help=f"Run this layer in this form: {', '.join(FORMS)}; repeatable."
+    ),
+)  # fmt: skip
+
+
+def _layer_form(entry: str) -> tuple[str, Form]:
+    layer, _, form = entry.rpartition("=")
+    found = next((each for each in FORMS if each == form), None)
+    if not layer or found is None:
+        raise InputError(f"cannot read --form {entry}", found=entry, wanted=f"LAYER=FORM, one of {', '.join(FORMS)}",
+                         do="for example --form layer1=reuse")  # fmt: skip
+    return layer, found
 
 
 def _layer_bits(option: str, entry: str, bits: str, example: str) -> tuple[str, int]:

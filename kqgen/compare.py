@@ -6,12 +6,12 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from kqgen.intgraph import Int8, IntGraph, IntNode
+from kqgen.intgraph import Int8, IntConv2d, IntGraph, IntNode
 
 
 def layer_labels(graph: IntGraph) -> tuple[str, ...]:
@@ -26,6 +26,8 @@ def layer_labels(graph: IntGraph) -> tuple[str, ...]:
 
 def _is_module(node: IntNode) -> bool:
     """Whether the node is the module at its path, not one of several operators in there."""
+    if isinstance(node, IntConv2d) and node.addend is not None:
+        node = replace(node, name=node.addend.result.name)
     path = re.sub(r"\W+", "_", node.path)
     return bool(path) and (node.name == path or (path[0].isdigit() and node.name.endswith(f"_{path}")))
 

@@ -164,8 +164,8 @@ def _summary(report: Report, board: Board) -> Iterator[tuple[str, str]]:
     built = flash.total is not None
     parts = f"tables {kilobytes(flash.tables)}" + (f"  code {kilobytes(flash.code)}" if built else "")
     yield "flash", (f"{kilobytes(flash.total)} KB{of_flash}   {parts}" if built else f"{parts} KB{of_flash}, code not built") + int8
-    buffers = f"arena {kilobytes(ram.arena)} at {report.fullest}  input {kilobytes(ram.input)}  output {kilobytes(ram.output)}"
-    known = ram.total if ram.total is not None else ram.arena + ram.input + ram.output
+    buffers = f"arena {kilobytes(ram.arena)} at {report.fullest}, input included  output {kilobytes(ram.output)}"
+    known = ram.total if ram.total is not None else ram.arena + ram.output
     stack = f"  stack {kilobytes(ram.stack)}" if built else "  stack not built"
     yield "RAM", f"{kilobytes(known)} KB{of_ram}   {buffers}{stack}"
     indexed = "" if widths.kq is None else f"{bits(widths.kq)} indexed layers, "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +18,12 @@ from kqgen.board import Board
 from kqgen.capacity import check_capacity, needs, refusal
 from kqgen.emit import Golden, GoldenVector, Meta, SourceTree, emit
 from kqgen.errors import CapacityError
-from kqgen.firmware import BOARD_FILE, FLOAT_SUFFIX, GRAPH_SUFFIX, board_text, is_builtin, json_bytes, model_api, staged
+from kqgen.firmware import BOARD_FILE, FLOAT_SUFFIX, GRAPH_SUFFIX, board_text, is_builtin, json_bytes, model_api, planned_for, staged
 from kqgen.fixed import crc32
+from kqgen.fuse import fuse
 from kqgen.image import Image, build_image
 from kqgen.intgraph import IntGraph
-from kqgen.plan import Plan
+from kqgen.plan import Plan, Planning
 from kqgen.planner import make_plan
 from kqgen.report import Measured, Report
 from kqgen.samples import Samples
@@ -51,7 +52,7 @@ class Delivered:
 
 def deliver(
     integers: IntGraph, board: Board, golden: Tensors, options: str, program: ExportedProgram | None, out: Path | None,
-    compiler: Toolchain | None, tell: Tell, write_report: bool,
+    compiler: Toolchain | None, tell: Tell, write_report: bool, planning: Planning | None = None,
 ) -> Delivered:  # fmt: skip
     """Plans, generates and, when `out` is given, writes and builds.
 
@@ -60,11 +61,14 @@ def deliver(
         options: what shaped the weights, for the header's comment.
         program: the float model, kept in the folder for comparison.
         compiler: None builds nothing.
+        planning: what the user chose about forms and room.
 
     Raises:
         CapacityError: it does not fit the board. ToolchainError: the compiler failed. Nothing has been written then.
     """
-    plan = make_plan(integers)
+    integers = fuse(integers)
+    planning = planning or Planning()
+    plan = make_plan(integers, board, planning)
     report = reports.build(plan, board, None)
     check_capacity(plan, board, report)
     tell("generating C", 0.0)
@@ -72,7 +76,7 @@ def deliver(
     if out is None:
         return Delivered(plan, tree, report)
     with staged(out) as stage:
-        _write_sources(stage, tree, integers, board, program)
+        _write_sources(stage, tree, integers, planned_for(board, planning), board, program)
         if compiler is not None:
             tell("building", 0.3)
             report, image = build_report(stage, plan, board, compiler, stage.parent / "build")
@@ -81,6 +85,14 @@ def deliver(
         if write_report:
             (stage / "report.json").write_bytes(json_bytes(reports.document(report)))
     return Delivered(plan, tree, report)
+
+
+def write_for(folder: Path, graph: IntGraph, board: Board, planning: Planning) -> Plan:
+    """Writes the C of a network for another board into a new folder, to be measured there; returns its plan."""
+    plan = make_plan(graph, board, planning)
+    tree = emit(plan, board, _golden(graph, drawn_inputs(graph)), Meta(reports.GENERATOR, ""))
+    _write_tree(folder, tree)
+    return plan
 
 
 def drawn_inputs(graph: IntGraph, count: int = GOLDEN_VECTORS) -> Tensors:
@@ -111,18 +123,24 @@ def quantised_inputs(graph: IntGraph, samples: Samples, limit: int | None = None
     )
 
 
-def _write_sources(stage: Path, tree: SourceTree, graph: IntGraph, board: Board, program: ExportedProgram | None) -> None:
-    for path, text in tree.files.items():
-        target = stage / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8", newline="\n")
-    (stage / f"{graph.name}{GRAPH_SUFFIX}").write_bytes(store.to_bytes(graph, {"board": board.name}))
+def _write_sources(
+    stage: Path, tree: SourceTree, graph: IntGraph, extra: Mapping[str, object], board: Board, program: ExportedProgram | None
+) -> None:
+    _write_tree(stage, tree)
+    (stage / f"{graph.name}{GRAPH_SUFFIX}").write_bytes(store.to_bytes(graph, extra))
     if program is not None:
         archive = io.BytesIO()  # torch's own writer answers a full disk with an error that tells nothing
         torch.export.save(program, archive)
         (stage / f"{graph.name}{FLOAT_SUFFIX}").write_bytes(archive.getvalue())
     if not is_builtin(board):
         (stage / BOARD_FILE).write_text(board_text(board), encoding="utf-8", newline="\n")
+
+
+def _write_tree(folder: Path, tree: SourceTree) -> None:
+    for path, text in tree.files.items():
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8", newline="\n")
 
 
 def build_report(folder: Path, plan: Plan, board: Board, compiler: Toolchain, build_dir: Path) -> tuple[Report, Image]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -12,7 +13,8 @@ from kqgen.board import Board
 from kqgen.plan import Plan
 from kqgen.render import render
 from kqgen.views import Meta, ModelView, model_view
-from kqgen.views_selftest import Golden, GoldenVector
+from kqgen.views_selftest import SELFTEST_FUNCTION, Golden, GoldenVector
+from kqgen.views_steps import step_functions
 
 __all__ = ["Golden", "GoldenVector", "Meta", "SourceTree", "emit", "runtime_files"]
 
@@ -32,9 +34,14 @@ class SourceTree:
     files: Mapping[str, str]
 
 
-def runtime_files() -> tuple[Path, ...]:
-    """The runtime's own .c and .h files, in order of name."""
-    return tuple(sorted(path for path in runtime_dir().glob("kq*") if path.suffix in (".c", ".h")))
+def runtime_files(functions: Collection[str]) -> tuple[Path, ...]:
+    """The runtime's .c files that define one of `functions`, and all headers these include, in order of name."""
+    texts = {path.name: path.read_text(encoding="utf-8") for path in runtime_dir().glob("kq*") if path.suffix in (".c", ".h")}
+    defined = {name: set(re.findall(r"^KQGEN_CODE [\w ]+?\*?(kq_\w+)\(", text, re.MULTILINE)) for name, text in texts.items()}
+    needed = [name for name in texts if name.endswith(".c") and defined[name] & set(functions)]
+    for name in needed:
+        needed.extend(header for header in re.findall(r'#include "(\w+\.h)"', texts[name]) if header not in needed)
+    return tuple(sorted(runtime_dir() / name for name in needed))
 
 
 def emit(plan: Plan, board: Board, golden: Golden, meta: Meta) -> SourceTree:
@@ -50,7 +57,8 @@ def emit(plan: Plan, board: Board, golden: Golden, meta: Meta) -> SourceTree:
         InputError: the network's name cannot be used in C.
         InternalError: a value does not fit its C field, or the arguments do not belong together.
     """
-    runtime = {f"{RUNTIME_FOLDER}/{path.name}": path.read_text(encoding="utf-8") for path in runtime_files()}
+    called = {*step_functions(plan), SELFTEST_FUNCTION}
+    runtime = {f"{RUNTIME_FOLDER}/{path.name}": path.read_text(encoding="utf-8") for path in runtime_files(called)}
     view = model_view(plan, board, golden, meta, tuple(runtime))
     files = {path: render(template, view) for path, template in _templates(view)}
     return SourceTree(view.name, MappingProxyType(dict(sorted((files | runtime).items()))))

@@ -23,7 +23,7 @@ from kqgen.board import Board, board_names, load_board, parse_board
 from kqgen.errors import InputError
 from kqgen.harness import IoBuffer, ModelApi
 from kqgen.intgraph import IntGraph
-from kqgen.plan import Plan
+from kqgen.plan import FORMS, OPTIMISE, Plan, Planning
 from kqgen.planner import make_plan
 
 GRAPH_SUFFIX = ".kqgen.safetensors"
@@ -48,12 +48,14 @@ class Firmware:
         graph: the integer graph the C was made from.
         plan: the same plan the C was made with; planning is deterministic.
         board: the board it was compiled for.
+        planning: what the user chose about forms and room.
     """
 
     folder: Path
     graph: IntGraph
     plan: Plan
     board: Board
+    planning: Planning
 
     @property
     def api(self) -> ModelApi:
@@ -236,7 +238,25 @@ def open_firmware(folder: Path) -> Firmware:
             do="kqgen compile MODEL --board BOARD --calibration IMAGES.npz --out " + str(folder),
         )
     graph, extra = store.read(graphs[0])
-    return Firmware(folder, graph, make_plan(graph), _stored_board(folder, str(extra.get("board"))))
+    board = _stored_board(folder, str(extra.get("board")))
+    planning = _stored_planning(extra, graphs[0].name)
+    return Firmware(folder, graph, make_plan(graph, board, planning), board, planning)
+
+
+def planned_for(board: Board, planning: Planning) -> dict[str, object]:
+    """What is kept beside a graph so that `open_firmware` plans it again as it was."""
+    return {"board": board.name, "optimise": planning.optimise, "forms": [list(pair) for pair in planning.forms]}
+
+
+def _stored_planning(extra: Mapping[str, Any], file: str) -> Planning:
+    optimise, forms = next((each for each in OPTIMISE if each == extra.get("optimise")), None), extra.get("forms")
+    known = isinstance(forms, list) and all(isinstance(pair, list) and len(pair) == 2 and pair[1] in FORMS for pair in forms)
+    if optimise is None or not isinstance(forms, list) or not known:
+        raise InputError(
+            f"{file} does not say how the network was planned", found=f"optimise {extra.get('optimise')}, forms {forms}",
+            wanted="what kqgen compile wrote", do="compile the model again",
+        )  # fmt: skip
+    return Planning(optimise, tuple((str(layer), form) for layer, form in forms))
 
 
 def open_network(path: Path) -> Network:

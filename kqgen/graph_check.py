@@ -13,7 +13,7 @@ import numpy as np
 from kqgen import fixed
 from kqgen.errors import InputError
 from kqgen.index_check import codebook_misfit, index_misfit
-from kqgen.intgraph import Array, IntAdd, IntAvgPool, IntClamp, IntCodebook, IntConv2d, IntGraph, IntNode, KqWeights, QTensor
+from kqgen.intgraph import Addend, Array, IntAdd, IntAvgPool, IntClamp, IntCodebook, IntConv2d, IntGraph, IntNode, KqWeights, QTensor
 
 _SIDE_LIMIT = 65535
 _MAP_LIMIT = 2**31 - 1
@@ -32,7 +32,8 @@ def check(graph: IntGraph) -> None:
         where = f"layer {node.name}"
         for name in node.inputs:
             _need(name in known, where, "inputs", name)
-        _need(len(node.inputs) == (2 if isinstance(node, IntAdd) else 1), where, "inputs", f"{len(node.inputs)} of them")
+        sums = isinstance(node, IntAdd) or (isinstance(node, IntConv2d) and node.addend is not None)
+        _need(len(node.inputs) == (2 if sums else 1), where, "inputs", f"{len(node.inputs)} of them")
         _need(-128 <= node.lo <= node.hi <= 127, where, "clamp", f"{node.lo}..{node.hi}")
         _need(node.output.name == node.name, where, "output", node.output.name)
         _node(where, node, [known[name] for name in node.inputs], books)
@@ -47,9 +48,10 @@ def _node(where: str, node: IntNode, sources: list[QTensor], books: Mapping[str,
     match node:
         case IntConv2d():
             _conv(where, node, source, books)
+            if node.addend is not None:
+                _addend(where, node, node.addend, sources[1])
         case IntAdd():
-            fits = 1 <= node.shift <= fixed.ADD_SHIFT_MAX and fixed.add_fits(node.multiplier_a, node.multiplier_b, node.bias)
-            _need(fits and min(node.multiplier_a, node.multiplier_b) > 0, where, "multipliers", "beyond the bounds of SPEC 5.2")
+            _add(where, node)
             _need(all((each.h, each.w, each.c) == (out.h, out.w, out.c) for each in sources), where, "output", f"{out.h, out.w, out.c}")
         case IntClamp():
             _need((source.h, source.w, source.c) == (out.h, out.w, out.c), where, "output", f"{out.h, out.w, out.c}")
@@ -86,6 +88,20 @@ def _conv(where: str, node: IntConv2d, source: QTensor, books: Mapping[str, IntC
     _array(where, "negative", stored.negative, np.bool_, (c_out, c_in))
     field, found = index_misfit(stored, book)
     _need(not field, where, field, found)
+
+
+def _add(where: str, add: IntAdd | Addend) -> None:
+    fits = 1 <= add.shift <= fixed.ADD_SHIFT_MAX and fixed.add_fits(add.multiplier_a, add.multiplier_b, add.bias)
+    _need(fits and min(add.multiplier_a, add.multiplier_b) > 0, where, "multipliers", "beyond the bounds of SPEC 5.2")
+
+
+def _addend(where: str, node: IntConv2d, addend: Addend, other: QTensor) -> None:
+    _add(where, addend)
+    _need(-128 <= addend.lo <= addend.hi <= 127, where, "clamp", f"{addend.lo}..{addend.hi}")
+    _tensor(where, addend.result, {})
+    sides = (node.output.h, node.output.w, node.output.c)
+    for each in (addend.result, other):
+        _need((each.h, each.w, each.c) == sides, where, "addend", f"{each.h, each.w, each.c}")
 
 
 def _requant(where: str, multiplier: Array, shift: Array, acc_shift: int) -> None:

@@ -66,10 +66,11 @@ class ModelApi:
 
 @dataclass(frozen=True, slots=True)
 class BufferView:
-    """A buffer as the template prints it."""
+    """A buffer as the template prints it; `offset_macro` says where an input lies in the arena."""
 
     variable: str
     macro: str
+    offset_macro: str
     size_bytes: int
 
 
@@ -142,13 +143,10 @@ class EmulatedRun:
 def _buffers(model: str, direction: str, buffers: tuple[IoBuffer, ...]) -> tuple[BufferView, ...]:
     single = len(buffers) == 1
     prefix = f"{model.upper()}_{direction.upper()}"
+    names = [prefix if single else f"{prefix}_{buffer.name.upper()}" for buffer in buffers]
     return tuple(
-        BufferView(
-            variable=f"{direction}_{position}",
-            macro=f"{prefix}_BYTES" if single else f"{prefix}_{buffer.name.upper()}_BYTES",
-            size_bytes=buffer.size_bytes,
-        )
-        for position, buffer in enumerate(buffers)
+        BufferView(f"{direction}_{position}", f"{name}_BYTES", f"{name}_OFFSET", buffer.size_bytes)
+        for position, (name, buffer) in enumerate(zip(names, buffers, strict=True))
     )
 
 

@@ -202,8 +202,34 @@ class IntNode:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Addend:
+    """An addition that a convolution does as it stores each result (SPEC 5.8): its result is operand a, what the output holds operand b.
+
+    Attributes:
+        result: what the convolution alone would make: its name and quantisation.
+        lo, hi: clamp of that result.
+        multiplier_a, multiplier_b, bias, shift: as in `IntAdd`.
+        path: PyTorch module path of the addition.
+        swapped: the graph before had the convolution's result as its second operand.
+    """
+
+    result: QTensor
+    lo: int
+    hi: int
+    multiplier_a: int
+    multiplier_b: int
+    bias: int
+    shift: int
+    path: str
+    swapped: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class IntConv2d(IntNode):
     """Convolution or fully connected layer (SPEC 5.1).
+
+    With an `addend` the node stands for the convolution and the addition after it: inputs are (the map convolved, the other operand),
+    and name, output, lo and hi are those of the addition.
 
     Attributes:
         dense: a fully connected layer: the input counts as (1, 1, h*w*c), the kernel is 1x1.
@@ -215,6 +241,7 @@ class IntConv2d(IntNode):
         requant: per output channel.
         weight_scale: (c_out,) float32, real weight = weight_scale * stored integer; for reports only.
         reason: why the weights are stored so, for reports.
+        addend: the addition done on the way, if any.
     """
 
     dense: bool
@@ -227,6 +254,12 @@ class IntConv2d(IntNode):
     requant: Requant
     weight_scale: npt.NDArray[np.float32]
     reason: str
+    addend: Addend | None = None
+
+    @property
+    def result(self) -> tuple[QTensor, int, int]:
+        """What the convolution alone makes, and its clamp: (tensor, lo, hi)."""
+        return (self.output, self.lo, self.hi) if self.addend is None else (self.addend.result, self.addend.lo, self.addend.hi)
 
     @property
     def macs(self) -> int:

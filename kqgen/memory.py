@@ -1,7 +1,8 @@
 """The memory plan: every tensor and every step's scratch gets a fixed place in one arena.
 
-Tensors that the caller gives or gets lie in the caller's buffers. An addition may write over an operand that nobody needs
-afterwards, a clamp over its input. Placement is first fit over several orders, the smallest arena wins; the order is
+Inputs have a place in the arena too, which the caller may use: their bytes are free once the last layer has read them. Outputs lie
+in the caller's buffers. An addition may write over an operand that nobody needs afterwards, a clamp over its input; a convolution
+that adds must write over its second operand. Placement is first fit over several orders, the smallest arena wins; the order is
 deterministic. `plan_check` verifies the result independently.
 """
 
@@ -11,7 +12,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from kqgen.intgraph import IntAdd, IntClamp, IntGraph
+from kqgen.intgraph import IntAdd, IntClamp, IntConv2d, IntGraph
 from kqgen.plan import ARENA_ALIGN_BYTES, Place, PlacedTensor, Plan, Step
 
 RANDOM_ORDERS = 200
@@ -38,7 +39,8 @@ def plan(graph: IntGraph, steps: Sequence[Step]) -> Plan:
     by_tensor = {member: offsets[block] for block in blocks for member in block.members}
     tensors: list[PlacedTensor] = []
     for number, tensor in enumerate(graph.inputs):
-        tensors.append(PlacedTensor(tensor.name, tensor.size_bytes, Place("input", index=number), -1, last_use.get(tensor.name, -1)))
+        place = Place("input", index=number, offset=by_tensor[tensor.name])
+        tensors.append(PlacedTensor(tensor.name, tensor.size_bytes, place, -1, last_use.get(tensor.name, -1)))
     for number, node in enumerate(graph.nodes):
         name = node.output.name
         place = Place("output", index=graph.outputs.index(name)) if name in graph.outputs else Place("arena", offset=by_tensor[name])
@@ -54,6 +56,14 @@ def plan(graph: IntGraph, steps: Sequence[Step]) -> Plan:
     )
 
 
+def alive_bytes(graph: IntGraph) -> tuple[int, ...]:
+    """Bytes of arena tensors that each step needs beside its scratch: what it reads, writes, or must leave for later steps."""
+    blocks = _tensor_blocks(graph, _last_uses(graph))
+    return tuple(
+        sum(_align(block.size_bytes) for block in blocks if block.first <= number <= block.last) for number in range(len(graph.nodes))
+    )
+
+
 def _align(size_bytes: int) -> int:
     return -(-size_bytes // ARENA_ALIGN_BYTES) * ARENA_ALIGN_BYTES
 
@@ -64,13 +74,14 @@ def _last_uses(graph: IntGraph) -> dict[str, int]:
 
 def _tensor_blocks(graph: IntGraph, last_use: dict[str, int]) -> list[_Block]:
     """Arena tensors, those of an in-place step merged with the operand they overwrite."""
-    blocks: dict[str, _Block] = {}
+    blocks = {each.name: _Block((each.name,), each.size_bytes, -1, last_use.get(each.name, -1)) for each in graph.inputs}
+    given = {each.name for each in graph.inputs}
     for number, node in enumerate(graph.nodes):
         name = node.output.name
         if name in graph.outputs:
             continue
         last = last_use.get(name, number)
-        host = next((operand for operand in _overwritable(node) if operand in blocks and last_use[operand] == number), None)
+        host = next((operand for operand in _overwritable(node) if operand in blocks.keys() - given and last_use[operand] == number), None)
         if host is None:
             blocks[name] = _Block((name,), node.output.size_bytes, number, last)
         else:
@@ -81,12 +92,14 @@ def _tensor_blocks(graph: IntGraph, last_use: dict[str, int]) -> list[_Block]:
 
 def _overwritable(node: object) -> tuple[str, ...]:
     """Operands whose place the output of `node` may take (SPEC 8: which functions allow it)."""
+    if isinstance(node, IntConv2d) and node.addend is not None:
+        return node.inputs[1:]
     return node.inputs if isinstance(node, IntAdd | IntClamp) else ()
 
 
 def _place(blocks: Sequence[_Block]) -> dict[_Block, int]:
     """Offsets by first fit in the best of several orders; stops at the lower bound."""
-    steps = range(max((block.last for block in blocks), default=-1) + 1)
+    steps = range(-1, max((block.last for block in blocks), default=-1) + 1)
     bound = max((sum(_align(block.size_bytes) for block in blocks if block.first <= step <= block.last) for step in steps), default=0)
     orders = [
         sorted(blocks, key=lambda block: (-block.size_bytes, block.first, block.members)),

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from kqgen import fixed
 from kqgen.errors import InputError, InternalError
 from kqgen.intgraph import (
+    Addend,
     Int8,
     IntAdd,
     IntAvgPool,
@@ -84,12 +85,12 @@ def run(graph: IntGraph, inputs: Mapping[str, Int8]) -> dict[str, Int8]:
 
 def _node(graph: IntGraph, node: IntNode, inputs: list[Int8]) -> Int8:
     match node:
-        case IntConv2d():
+        case IntConv2d(addend=None):
             return _conv(graph, node, inputs[0])
+        case IntConv2d(addend=Addend() as addend):
+            return _clip(_sum(addend, _conv(graph, node, inputs[0]), inputs[1]), node)
         case IntAdd():
-            a, b = (value.astype(np.int32) for value in inputs)
-            total = (a * node.multiplier_a + b * node.multiplier_b + node.bias) >> node.shift
-            return _clip(total, node)
+            return _clip(_sum(node, *inputs), node)
         case IntAvgPool():
             return _avg_pool(node, inputs[0])
         case IntMaxPool():
@@ -102,6 +103,11 @@ def _node(graph: IntGraph, node: IntNode, inputs: list[Int8]) -> Int8:
             return _slice_pad(node, inputs[0])
         case _:
             raise InternalError(f"no integer meaning for {type(node).__name__} at {node.name}")
+
+
+def _sum(add: IntAdd | Addend, a: Int8, b: Int8) -> npt.NDArray[np.int32]:
+    total: npt.NDArray[np.int32] = a.astype(np.int32) * add.multiplier_a + b.astype(np.int32) * add.multiplier_b + add.bias
+    return total >> add.shift
 
 
 def _clip(values: npt.NDArray[Any], node: IntNode) -> Int8:
@@ -126,6 +132,7 @@ def _conv(graph: IntGraph, node: IntConv2d, x: Int8) -> Int8:
     padded = _window_input(x.reshape(len(x), *node.in_shape), node.padding, node.pad_values)
     windows = padded.unfold(1, node.kernel[0], node.stride[0]).unfold(2, node.kernel[1], node.stride[1]).permute(0, 1, 2, 4, 5, 3)
     requant, out = node.requant, node.output
+    made, lo, hi = node.result
     result = np.empty((len(x), out.h, out.w, out.c), np.int8)
     # Blocks small enough that the int64 temporaries stay in the cache.
     block = max(1, BLOCK_VALUES // out.size_bytes)
@@ -133,7 +140,7 @@ def _conv(graph: IntGraph, node: IntConv2d, x: Int8) -> Int8:
         # A matrix product, not a convolution: fast convolution algorithms (Winograd) would round.
         sums = windows[start : start + block].reshape(-1, matrix.shape[0]).to(dtype) @ matrix
         acc = sums.numpy().astype(np.int64) + requant.bias
-        codes = fixed.requantise(acc, requant.multiplier, requant.shift, requant.acc_shift, out.zero_point, node.lo, node.hi)
+        codes = fixed.requantise(acc, requant.multiplier, requant.shift, requant.acc_shift, made.zero_point, lo, hi)
         result[start : start + block] = codes.reshape(-1, out.h, out.w, out.c)
     return result
 

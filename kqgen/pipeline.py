@@ -28,7 +28,7 @@ from kqgen.bench import BenchReport, bench
 from kqgen.board import CORES, Board, bench_board, load_board, load_core
 from kqgen.calibrate import Ranges, calibrate
 from kqgen.compare import FloatAgreement, float_agreement
-from kqgen.deliver import GOLDEN_VECTORS, deliver, drawn_inputs, quantised_inputs
+from kqgen.deliver import GOLDEN_VECTORS, deliver, drawn_inputs, quantised_inputs, write_for
 from kqgen.emit import SourceTree
 from kqgen.errors import InputError
 from kqgen.firmware import (
@@ -45,7 +45,7 @@ from kqgen.ir import Graph, Input
 from kqgen.loading import LoadedModel, load_model, with_examples
 from kqgen.lower import lower
 from kqgen.options import Codebook, Compression, Weights
-from kqgen.plan import Plan
+from kqgen.plan import Form, Optimise, Plan, Planning
 from kqgen.planned import spelled
 from kqgen.post_training import quantise
 from kqgen.pt2 import load_pt2
@@ -113,6 +113,8 @@ def compile(  # noqa: A001 - what users call it
     target_bytes: int | None = None,
     seed: int = 0,
     reconstruct: int = 0,
+    optimise: Optimise = "balanced",
+    forms: Sequence[tuple[str, Form]] = (),
     name: str = "model",
     out: str | Path | None = None,
     build: bool = True,
@@ -128,6 +130,7 @@ def compile(  # noqa: A001 - what users call it
         board: name, path of a board file, or a Board.
         codebook, weights, keep, widths, groups, seed, reconstruct: see `Compression`.
         target_bits, target_bytes: see `Target`; either chooses codewords, widths, groups and, without `codebook`, the scope.
+        optimise, forms: see `Planning`.
         name: C identifier of the network.
         out: folder to write; None keeps the result in memory and builds nothing.
         build: False writes sources only.
@@ -144,12 +147,13 @@ def compile(  # noqa: A001 - what users call it
     )
     tell("reading the model", 0.0)
     program = export_module(module, example_inputs)
-    return _compile(program, name, calibration, target, wish, Path(out) if out is not None else None, build, toolchain, tell)
+    folder, planning = Path(out) if out is not None else None, Planning(optimise, tuple(forms))
+    return _compile(program, name, calibration, target, wish, folder, build, toolchain, tell, planning=planning)
 
 
 def compile_file(
     model: str, *, state: Path | None, calibration: Path, board: Board, wish: Goal | Compression, name: str | None, out: Path,
-    build: bool, toolchain: ToolchainName, tell: Tell = _silent, write_report: bool = True,
+    build: bool, toolchain: ToolchainName, tell: Tell = _silent, write_report: bool = True, planning: Planning | None = None,
 ) -> Compiled:  # fmt: skip
     """Compiles a .pt2 file or package.module:factory; see `compile`."""
     tell("reading the model", 0.0)
@@ -157,7 +161,8 @@ def compile_file(
         _check_name(name)
     loaded = load_model(model, state)
     program = loaded.program or _export(loaded, calibration)
-    return _compile(program, name or c_identifier(loaded.name), calibration, board, wish, out, build, toolchain, tell, write_report)
+    name = name or c_identifier(loaded.name)
+    return _compile(program, name, calibration, board, wish, out, build, toolchain, tell, write_report, planning)
 
 
 def _check_name(name: str) -> None:
@@ -180,7 +185,7 @@ def _export(loaded: LoadedModel, calibration: Path) -> ExportedProgram:
 
 def _compile(
     program: ExportedProgram, name: str, calibration: object, board: Board, wish: Goal | Compression, out: Path | None, build: bool,
-    toolchain: ToolchainName, tell: Tell, write_report: bool = True,
+    toolchain: ToolchainName, tell: Tell, write_report: bool = True, planning: Planning | None = None,
 ) -> Compiled:  # fmt: skip
     _check_name(name)
     if out is not None:
@@ -195,13 +200,13 @@ def _compile(
         wish = replace(allocation.compression, reconstruct=wish.reconstruct)
     integers, warnings = compress(graph, samples, wish, tell, ranges)
     golden = quantised_inputs(integers, samples, GOLDEN_VECTORS)
-    made = deliver(integers, board, golden, spelled(wish), program, out, compiler, tell, write_report)
+    made = deliver(integers, board, golden, spelled(wish), program, out, compiler, tell, write_report, planning)
     return Compiled(program, made.plan, board, made.tree, made.report, warnings, out, allocation)
 
 
 def compile_integers(
     path: Path, *, board: Board, calibration: Path | None = None, name: str | None, out: Path, build: bool, toolchain: ToolchainName,
-    tell: Tell = _silent, write_report: bool = True,
+    tell: Tell = _silent, write_report: bool = True, planning: Planning | None = None,
 ) -> Compiled:  # fmt: skip
     """Compiles a file of integers: what training saved, or what an earlier compilation kept.
 
@@ -221,7 +226,7 @@ def compile_integers(
     golden = drawn_inputs(graph)
     if calibration is not None:
         golden = quantised_inputs(graph, read_samples(calibration, _input_graph(graph)), GOLDEN_VECTORS)
-    made = deliver(graph, board, golden, "trained", None, out, compiler, tell, write_report)
+    made = deliver(graph, board, golden, "trained", None, out, compiler, tell, write_report, planning)
     return Compiled(None, made.plan, board, made.tree, made.report, (), out)
 
 
@@ -307,6 +312,10 @@ def bench_firmware(
     zero = tuple(np.full((1, t.h, t.w, t.c), t.zero_point, np.int8) for t in firmware.graph.inputs)
     with tempfile.TemporaryDirectory(prefix="kqgen-") as scratch:
         tell("building", 0.2)
-        image = build_image(firmware.folder, firmware.api, board, find_toolchain(toolchain), Path(scratch))
+        folder, plan = firmware.folder, firmware.plan
+        if board.core != firmware.board.core:
+            folder = Path(scratch) / "sources"
+            plan = write_for(folder, firmware.graph, board, firmware.planning)
+        image = build_image(folder, firmware.api, board, find_toolchain(toolchain), Path(scratch) / "build")
         tell("counting", 0.5)
-        return bench(firmware.plan, image, join_inputs(zero)[0], board.clock_hz if own else None)
+        return bench(plan, image, join_inputs(zero)[0], board.clock_hz if own else None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from kqgen.errors import InternalError
-from kqgen.intgraph import IntAdd, IntClamp
+from kqgen.intgraph import IntAdd, IntClamp, IntConv2d, IntNode
 from kqgen.plan import ARENA_ALIGN_BYTES, Plan
 
 
@@ -18,6 +18,11 @@ def check(plan: Plan) -> None:
     owner = np.full(plan.arena_bytes, -1, np.int64)
     number_of = {tensor.name: number for number, tensor in enumerate(plan.tensors)}
     scratch_owner = len(plan.tensors)
+    for tensor in plan.graph.inputs:
+        given = _tensor_range(plan, tensor.name)
+        if given is not None and np.any(owner[given] >= 0):
+            raise InternalError(f"input {tensor.name} shares bytes of the arena with another input")
+        owner[given] = number_of[tensor.name]
     for number, (node, step) in enumerate(zip(plan.graph.nodes, plan.steps, strict=True)):
         if node.name != step.node:
             raise InternalError(f"step {number} runs {step.node}, the graph has {node.name} there")
@@ -29,13 +34,21 @@ def check(plan: Plan) -> None:
             if read is not None and not np.all(owner[read] == number_of[name]):
                 raise InternalError(f"step {number} ({node.name}) reads {name} after its bytes were reused")
             meets = read is not None and written is not None and read.start < written.stop and written.start < read.stop
-            if meets and not (isinstance(node, IntAdd | IntClamp) and read == written):
+            if meets and not (name in _overwritten(node) and read == written):
                 raise InternalError(f"step {number} ({node.name}) would overwrite its input {name} while reading it")
+        if isinstance(node, IntConv2d) and node.addend is not None and (written is None or written != _tensor_range(plan, node.inputs[1])):
+            raise InternalError(f"step {number} ({node.name}) adds to {node.inputs[1]}, which does not lie where its output does")
         if written is not None:
             if written.start < scratch.stop and scratch.start < written.stop:
                 raise InternalError(f"step {number} ({node.name}) writes over its own scratch")
             owner[written] = number_of[node.output.name]
     _check_caller_buffers(plan)
+
+
+def _overwritten(node: IntNode) -> tuple[str, ...]:
+    if isinstance(node, IntConv2d):
+        return node.inputs[1:]
+    return node.inputs if isinstance(node, IntAdd | IntClamp) else ()
 
 
 def _range(plan: Plan, offset: int, size_bytes: int, what: str) -> slice:
@@ -45,9 +58,9 @@ def _range(plan: Plan, offset: int, size_bytes: int, what: str) -> slice:
 
 
 def _tensor_range(plan: Plan, name: str) -> slice | None:
-    """The arena bytes of a tensor, None when it lies in a caller's buffer."""
+    """The arena bytes of a tensor, None when it lies in a caller's buffer only."""
     place = plan.place(name)
-    if place.kind != "arena":
+    if place.kind == "output":
         return None
     return _range(plan, place.offset, plan.graph.tensor(name).size_bytes, name)
 
@@ -56,6 +69,6 @@ def _check_caller_buffers(plan: Plan) -> None:
     inputs = [plan.place(tensor.name) for tensor in plan.graph.inputs]
     outputs = [plan.place(name) for name in plan.graph.outputs]
     if [(place.kind, place.index) for place in inputs] != [("input", number) for number in range(len(inputs))]:
-        raise InternalError("the plan moves an input out of the caller's buffer")
+        raise InternalError("the plan numbers the inputs otherwise than the graph")
     if [(place.kind, place.index) for place in outputs] != [("output", number) for number in range(len(outputs))]:
         raise InternalError("the plan does not write an output to the caller's buffer")

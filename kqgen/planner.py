@@ -2,35 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from kqgen import memory, plan_check
+from kqgen.board import Board, load_core
+from kqgen.compare import layer_labels
+from kqgen.errors import InputError
 from kqgen.intgraph import IntGraph
-from kqgen.plan import Form, Plan
-from kqgen.schedule import ROOMS, Room, schedule
+from kqgen.plan import Form, Optimise, Plan, Planning, Step
+from kqgen.schedule import Choice, choices, step
+
+ROOM_SHARE = 4
+"""Scratch may make the arena larger than the maps alone need by one part in so many."""
+
+ROOM_BYTES = 8192
+"""Or by so many bytes, whichever is more."""
+
+STACK_BYTES = 1024
+"""Left of a board's RAM for the stack: networks need half of it."""
+
+RETRIES = 12
 
 
-def make_plan(graph: IntGraph, forms: Mapping[str, Form] | None = None) -> Plan:
-    """The plan of a graph; the same graph always gets the same one.
+def make_plan(graph: IntGraph, board: Board | None = None, planning: Planning | None = None) -> Plan:
+    """The plan of a graph; the same graph, board and wishes always get the same one.
 
-    Steps first get little scratch. Then each step, in order, gets the roomiest by which the arena does not grow: most steps run
-    while the arena, sized by the fullest of them, stands half empty.
+    Every layer takes the fastest form whose scratch the arena has room for: beside what is alive then, within a limit that
+    the maps set. Where the pieces do not fit together as well as their sum says, the limit shrinks.
 
     Args:
-        graph: integer graph.
-        forms: layers for which the form is given instead of chosen.
+        board: its core decides which forms there are; None: a Cortex-M0+ with any amount of RAM.
 
     Raises:
-        InternalError: the check refused the plan, or a form given does not suit its layer.
+        InternalError: the check refused the plan. InputError: a form given does not suit its layer, or there is no such layer.
     """
-    rooms: dict[str, Room] = {}
-    made = memory.plan(graph, schedule(graph, forms))
-    for node in graph.nodes:
-        for room in reversed(ROOMS[1:]):
-            steps = schedule(graph, forms, {**rooms, node.name: room})
-            wider = made if steps == made.steps else memory.plan(graph, steps)
-            if wider.arena_bytes <= made.arena_bytes:
-                made, rooms = wider, {**rooms, node.name: room}
-                break
+    planning = planning or Planning()
+    core = load_core("m0p") if board is None else board.core
+    options = choices(graph, core, _forms(graph, planning))
+    alive = memory.alive_bytes(graph)
+    least = memory.plan(graph, _steps(options, alive, 0))
+    limit = max(least.arena_bytes, _limit(planning.optimise, max(alive), _room(graph, board)))
+    made = least
+    for attempt in range(RETRIES):
+        tried = memory.plan(graph, _steps(options, alive, limit - attempt * (limit - max(alive)) // RETRIES))
+        if tried.arena_bytes <= limit:
+            made = tried
+            break
     plan_check.check(made)
     return made
+
+
+def _room(graph: IntGraph, board: Board | None) -> int | None:
+    """Bytes of RAM that the board has for the arena; None where it has no end."""
+    if board is None or board.is_host:
+        return None
+    outputs = sum(graph.tensor(name).size_bytes for name in graph.outputs)
+    return board.ram.size_bytes - board.reserve_ram_bytes - outputs - STACK_BYTES
+
+
+def _limit(optimise: Optimise, maps_bytes: int, room_bytes: int | None) -> int:
+    """The arena that scratch may fill up."""
+    if optimise == "ram":
+        return 0
+    if optimise == "speed":
+        return 2**31 if room_bytes is None else room_bytes
+    limit = maps_bytes + max(maps_bytes // ROOM_SHARE, ROOM_BYTES)
+    return limit if room_bytes is None else min(limit, room_bytes)
+
+
+def _forms(graph: IntGraph, planning: Planning) -> dict[str, Form]:
+    """The forms asked for, by node name."""
+    names = {label: node.name for label, node in zip(layer_labels(graph), graph.nodes, strict=True)}
+    names |= {node.name: node.name for node in graph.nodes}
+    for layer, _ in planning.forms:
+        if layer not in names:
+            raise InputError(
+                f"there is no layer {layer}", found=f"--form {layer}=...", wanted="one of " + ", ".join(layer_labels(graph)),
+                do="name a layer as kqgen bench does",
+            )  # fmt: skip
+    return {names[layer]: form for layer, form in planning.forms}
+
+
+def _steps(options: tuple[Choice, ...], alive: tuple[int, ...], limit: int) -> tuple[Step, ...]:
+    return tuple(step(choice, limit - held) for choice, held in zip(options, alive, strict=True))

@@ -53,10 +53,9 @@ class FlashBytes:
 
 @dataclass(frozen=True, slots=True)
 class RamBytes:
-    """Arena (scratch inside), caller's buffers, worst stack, and all of them; None when nothing was built."""
+    """Arena (scratch and inputs inside), the caller's outputs, worst stack, and all of them; None when nothing was built."""
 
     arena: int
-    input: int
     output: int
     stack: int | None
     total: int | None
@@ -169,9 +168,8 @@ def build(plan: Plan, board: Board, measured: Measured | None) -> Report:
             raise InternalError(f"tables of {measured.tables_bytes} bytes were built where {tables} were planned")
         code = measured.code_bytes + slack
         flash, stack = FlashBytes(tables, code, tables + code), measured.stack_bytes
-    inputs = sum(tensor.size_bytes for tensor in graph.inputs)
     outputs = sum(graph.tensor(name).size_bytes for name in graph.outputs)
-    fixed_ram = plan.arena_bytes + inputs + outputs
+    fixed_ram = plan.arena_bytes + outputs
     labels = layer_labels(graph)
     layers = tuple(_layer(node, label, step, graph) for node, label, step in zip(graph.nodes, labels, plan.steps, strict=True))
     return Report(
@@ -182,7 +180,7 @@ def build(plan: Plan, board: Board, measured: Measured | None) -> Report:
         weights=graph.compression,
         bits_per_weight=bits_per_weight(graph),
         flash_bytes=flash,
-        ram_bytes=RamBytes(plan.arena_bytes, inputs, outputs, stack, None if stack is None else fixed_ram + stack),
+        ram_bytes=RamBytes(plan.arena_bytes, outputs, stack, None if stack is None else fixed_ram + stack),
         macs=sum(layer.macs for layer in layers),
         codebooks=tuple(CodebookReport(book.name, len(book.values), book.packed_bytes, book.stages) for book in graph.codebooks),
         layers=layers,
@@ -200,7 +198,7 @@ def live_tensors(plan: Plan, number: int) -> tuple[PlacedTensor, ...]:
     """The tensors in the arena while step `number` runs; of two at one place (a result over its operand) the one made first."""
     places: dict[int, PlacedTensor] = {}
     for tensor in plan.tensors:
-        if tensor.place.kind == "arena" and tensor.first <= number <= tensor.last:
+        if tensor.place.kind != "output" and tensor.first <= number <= tensor.last:
             places.setdefault(tensor.place.offset, tensor)
     return tuple(places.values())
 
@@ -238,7 +236,8 @@ def op_title(node: IntNode) -> str:
     match node:
         case IntConv2d():
             name = "dense" if node.dense else f"conv {node.kernel[0]}x{node.kernel[1]}"
-            return f"{name}{_stride(node.stride, (1, 1))} {node.in_shape[2]}->{node.output.c}"
+            added = "" if node.addend is None else " + add"
+            return f"{name}{_stride(node.stride, (1, 1))} {node.in_shape[2]}->{node.output.c}{added}"
         case IntAvgPool() | IntMaxPool():
             kind = "avg pool" if isinstance(node, IntAvgPool) else "max pool"
             return f"{kind} {node.kernel[0]}x{node.kernel[1]}{_stride(node.stride, node.kernel)}"

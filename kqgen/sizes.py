@@ -12,8 +12,8 @@ from kqgen.errors import InternalError
 from kqgen.intgraph import IntAdd, IntAvgPool, IntClamp, IntConv2d, IntGraph, IntMaxPool, IntNode, IntSlicePad, KqWeights
 
 STRUCT_BYTES = {
-    "kq_conv2d": 48,
-    "kq_conv2d_kq": 56,
+    "kq_conv2d": 52,
+    "kq_conv2d_kq": 60,
     "kq_add": 20,
     "kq_pool": 32,
     "kq_clamp": 8,
@@ -30,7 +30,7 @@ class LayerSizes:
         weights: packed weights or packed indices.
         bias, multiplier, shift: the requantisation arrays, 4, 2 and 1 bytes an output channel.
         pad_values: one byte an input channel, 0 when one value serves all of them.
-        struct: the runtime's parameter struct.
+        struct: the runtime's parameter struct, and that of an addition done on the way.
     """
 
     weights: int
@@ -83,6 +83,7 @@ def layer_sizes(node: IntNode) -> LayerSizes:
         return LayerSizes(0, 0, 0, 0, 0, struct)
     pad_bytes = node.in_shape[2] if needs_pad_table(node) else 0
     c_out = node.output.c
+    struct += STRUCT_BYTES["kq_add"] if node.addend is not None else 0
     return LayerSizes(node.weights.packed_bytes, 4 * c_out, 2 * c_out, c_out, pad_bytes, struct)
 
 

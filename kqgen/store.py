@@ -22,6 +22,7 @@ from kqgen.bits import pack_indices, unpack_indices
 from kqgen.errors import InputError, InternalError
 from kqgen.graph_check import check
 from kqgen.intgraph import (
+    Addend,
     Array,
     IntAdd,
     IntAvgPool,
@@ -49,7 +50,7 @@ METADATA_KEY = "kqgen"
 _CLASSES: Mapping[str, type] = {
     cls.__name__: cls
     for cls in (
-        IntGraph, IntConv2d, IntAdd, IntAvgPool, IntMaxPool, IntClamp, IntSlicePad, IntCodebook, KqWeights, UniformWeights, Requant,
+        IntGraph, IntConv2d, Addend, IntAdd, IntAvgPool, IntMaxPool, IntClamp, IntSlicePad, IntCodebook, KqWeights, UniformWeights, Requant,
         QTensor,
     )
 }  # fmt: skip
@@ -108,6 +109,7 @@ def _encode(value: Any, place: str, arrays: dict[str, Array]) -> Any:
         fields = {
             field.name: _encode(getattr(value, field.name), f"{_name_of(value, place)}.{field.name}", arrays)
             for field in dataclasses.fields(value)
+            if not (getattr(value, field.name) is None and field.default is None)
         }
         return {"type": type(value).__name__, **fields}
     if isinstance(value, np.ndarray):
@@ -164,7 +166,8 @@ def _decode(expected: Any, value: Any, arrays: Mapping[str, Array]) -> Any:
         if cls is KqWeights and "table" in value:
             return _decode_indices(value, arrays)
         hints = typing.get_type_hints(cls)
-        return cls(**{field.name: _decode(hints[field.name], value[field.name], arrays) for field in dataclasses.fields(cls)})
+        given = (field for field in dataclasses.fields(cls) if field.name in value or field.default is dataclasses.MISSING)
+        return cls(**{field.name: _decode(hints[field.name], value[field.name], arrays) for field in given})
     if origin is frozenset:
         return frozenset(value)
     if origin is tuple and isinstance(value, list):

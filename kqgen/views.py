@@ -18,6 +18,7 @@ from kqgen.errors import InternalError
 from kqgen.intgraph import IntConv2d, IntGraph, IntNode, KqWeights, QTensor
 from kqgen.plan import ARENA_ALIGN_BYTES, Plan
 from kqgen.sizes import STRUCT_BYTES, layer_sizes, tables_bytes
+from kqgen.views_params import ADDEND
 from kqgen.views_project import ProjectView, project_view
 from kqgen.views_selftest import Golden, SelftestView, selftest_view
 from kqgen.views_steps import ARENA, StepView, bits_per_weight_text, modules_text, op_text, shape_text, step_views, weights_text
@@ -32,7 +33,7 @@ DIGEST_DIGITS = 12
 FUNCTIONS = ("run", "selftest", "tap")
 """What follows the model's name in its functions."""
 
-TABLE_SUFFIXES = ("", "_indices", "_weights", "_bias", "_multiplier", "_shift", "_pad_values")
+TABLE_SUFFIXES = ("", "_indices", "_weights", "_bias", "_multiplier", "_shift", "_pad_values", f"_{ADDEND}")
 """What may follow a layer's C name: nothing for its struct, else its tables."""
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class BufferView:
         size_bytes, h, w, c, scale, zero_point: values of the macros; `scale` is a decimal without suffix.
         layout: its axes, `int8[32][32][3]`.
         real: the formula of the real number.
+        offset: where in the arena an input may lie; empty for an output.
     """
 
     name: str
@@ -72,6 +74,7 @@ class BufferView:
     zero_point: int
     layout: str
     real: str
+    offset: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +150,7 @@ def model_view(plan: Plan, board: Board, golden: Golden, meta: Meta, runtime_fil
     graph = plan.graph
     check_model_name(graph.name)
     macro = graph.name.upper()
-    inputs, outputs = buffer_views(graph)
+    inputs, outputs = buffer_views(graph, [plan.place(tensor.name).offset for tensor in graph.inputs])
     idents, codebooks = _idents(graph)
     steps = step_views(plan, idents, codebooks, _places(plan, inputs, outputs))
     pointers = ["arena", *(buffer.param for buffer in (*inputs, *outputs))]
@@ -210,14 +213,15 @@ def _feed(digest: Any, value: object) -> None:
         digest.update(f"{value!r} ".encode())
 
 
-def buffer_views(graph: IntGraph) -> tuple[tuple[BufferView, ...], tuple[BufferView, ...]]:
-    """The caller's buffers of a network: (inputs, outputs)."""
+def buffer_views(graph: IntGraph, offsets: Sequence[int] | None = None) -> tuple[tuple[BufferView, ...], tuple[BufferView, ...]]:
+    """The caller's buffers of a network: (inputs, outputs); `offsets` are the inputs' places in the arena where these are known."""
     macro = graph.name.upper()
     outputs = tuple(graph.tensor(name) for name in graph.outputs)
-    return _buffers(macro, "input", graph.inputs), _buffers(macro, "output", outputs)
+    texts = [""] * len(graph.inputs) if offsets is None else [str(offset) for offset in offsets]
+    return _buffers(macro, "input", graph.inputs, texts), _buffers(macro, "output", outputs, [""] * len(outputs))
 
 
-def _buffers(macro: str, direction: str, tensors: Sequence[QTensor]) -> tuple[BufferView, ...]:
+def _buffers(macro: str, direction: str, tensors: Sequence[QTensor], offsets: Sequence[str]) -> tuple[BufferView, ...]:
     single = len(tensors) == 1
     names = distinct([tensor.name for tensor in tensors])
     return tuple(
@@ -233,8 +237,9 @@ def _buffers(macro: str, direction: str, tensors: Sequence[QTensor]) -> tuple[Bu
             zero_point=tensor.zero_point,
             layout=f"int8[{tensor.c}]" if tensor.h == tensor.w == 1 else f"int8[{tensor.h}][{tensor.w}][{tensor.c}]",
             real=f"real = {decimal(tensor.scale)} * {_offset_text(tensor.zero_point)}",
+            offset=offset,
         )
-        for tensor, name in zip(tensors, names, strict=True)
+        for tensor, name, offset in zip(tensors, names, offsets, strict=True)
     )
 
 
@@ -279,6 +284,7 @@ def _layout_lines(graph: IntGraph, inputs: Sequence[BufferView], outputs: Sequen
     buffers = aligned_rows([(buffer.layout, buffer.real) for buffer in (*inputs, *outputs)])
     rows = [(buffer.param, text) for buffer, text in zip((*inputs, *outputs), buffers, strict=True)]
     rows.append(("arena", f"{thousands(arena_bytes)} bytes, {ARENA_ALIGN_BYTES}-byte aligned, yours; its contents need not survive a call"))
+    rows.append(("", "The input may lie in it, at the offset below, or anywhere outside; in it, it does not survive a call."))
     rows.append(("tables", f"{thousands(tables_bytes(graph))} bytes of constants, where pointers have 32 bits"))
     macs = sum(node.macs for node in graph.nodes if isinstance(node, IntConv2d))
     rows.append(("work", f"{thousands(macs)} multiply-accumulates a call"))
@@ -296,7 +302,8 @@ def _example_lines(name: str, inputs: Sequence[BufferView], outputs: Sequence[Bu
     arguments = ["arena", *(buffer.param for buffer in (*inputs, *outputs))]
     return (
         f"static _Alignas({macro}_ARENA_ALIGN) uint8_t arena[{macro}_ARENA_BYTES];",
-        *(f"static int8_t {buffer.param}[{buffer.macro}_BYTES];" for buffer in (*inputs, *outputs)),
+        *(f"int8_t *const {buffer.param} = (int8_t *)arena + {buffer.macro}_OFFSET;" for buffer in inputs),
+        *(f"static int8_t {buffer.param}[{buffer.macro}_BYTES];" for buffer in outputs),
         *flow(f"kq_status status = {name}_run(", arguments, ", ", ");", indent=7),
     )
 

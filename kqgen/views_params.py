@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from kqgen.errors import InternalError
 from kqgen.index_check import index_misfit
 from kqgen.intgraph import (
+    Addend,
     IntAdd,
     IntAvgPool,
     IntClamp,
@@ -28,6 +29,9 @@ from kqgen.sizes import needs_pad_table
 from kqgen.views_text import int32_literal, within
 
 UINT8, UINT16, INT8, COUNT = (0, 255), (0, 65535), (-128, 127), (1, 2**31 - 1)
+
+ADDEND = "addend"
+"""What follows a layer's C name in that of the addition it does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,7 @@ class RequantParams:
     bias: str
     multiplier: str
     shift: str
+    sum: str
     acc_shift: int
     zero_point: int
     lo: int
@@ -98,8 +103,10 @@ class Conv2dKqParams:
     indices: str
     codebook: str
     codewords: int
+    strip: int
     index_bits: int
     sign: int
+    stages: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,13 +178,13 @@ def conv_tables(prefix: str, node: IntConv2d) -> ConvTables:
     return ConvTables(f"{prefix}_{weights}", f"{prefix}_bias", f"{prefix}_multiplier", f"{prefix}_shift", pad_values)
 
 
-def params(graph: IntGraph, node: IntNode, tile: int, prefix: str, codebooks: Mapping[str, str]) -> Params:
+def params(graph: IntGraph, node: IntNode, tiling: tuple[int, int], prefix: str, codebooks: Mapping[str, str]) -> Params:
     """The parameters of one layer.
 
     Args:
         graph: the network.
         node: the layer.
-        tile: as planned.
+        tiling: tile and strip, as planned.
         prefix: the layer's C name, with which its tables begin.
         codebooks: C name of each codebook's table.
 
@@ -188,18 +195,9 @@ def params(graph: IntGraph, node: IntNode, tile: int, prefix: str, codebooks: Ma
     source = graph.tensor(node.inputs[0])
     match node:
         case IntConv2d():
-            return _conv(graph, node, tile, conv_tables(prefix, node), codebooks)
+            return _conv(graph, node, tiling, prefix, codebooks)
         case IntAdd():
-            return AddParams(
-                template="params/add.j2",
-                count=_count(node),
-                multiplier_a=_fits(node, node.multiplier_a, COUNT, "multiplier_a"),
-                multiplier_b=_fits(node, node.multiplier_b, COUNT, "multiplier_b"),
-                bias=int32_literal(node.bias),
-                shift=_fits(node, node.shift, (1, 20), "shift"),
-                lo=lo,
-                hi=hi,
-            )
+            return _add(node, node)
         case IntAvgPool():
             window = _window(node, (source.h, source.w, source.c), node.kernel, node.stride, node.padding, 0)
             scale = _scale(node, node.multiplier, node.shift, node.acc_shift)
@@ -216,11 +214,32 @@ def params(graph: IntGraph, node: IntNode, tile: int, prefix: str, codebooks: Ma
             raise InternalError(f"layer {node.name}: the runtime has no parameters for {type(node).__name__}")
 
 
-def _conv(graph: IntGraph, node: IntConv2d, tile: int, tables: ConvTables, codebooks: Mapping[str, str]) -> Params:
+def addend_params(node: IntNode) -> AddParams | None:
+    """The addition a convolution does as it stores its results; None where it does none."""
+    return _add(node, node.addend) if isinstance(node, IntConv2d) and node.addend is not None else None
+
+
+def _add(node: IntNode, add: IntAdd | Addend) -> AddParams:
+    return AddParams(
+        template="params/add.j2",
+        count=_count(node),
+        multiplier_a=_fits(node, add.multiplier_a, COUNT, "multiplier_a"),
+        multiplier_b=_fits(node, add.multiplier_b, COUNT, "multiplier_b"),
+        bias=int32_literal(add.bias),
+        shift=_fits(node, add.shift, (1, 20), "shift"),
+        lo=_fits(node, node.lo, INT8, "clamp"),
+        hi=_fits(node, node.hi, INT8, "clamp"),
+    )
+
+
+def _conv(graph: IntGraph, node: IntConv2d, tiling: tuple[int, int], prefix: str, codebooks: Mapping[str, str]) -> Params:
+    tables, (tile, strip) = conv_tables(prefix, node), tiling
     window = _window(node, node.in_shape, node.kernel, node.stride, node.padding, tile)
     requant = node.requant
     acc_shift = _fits(node, requant.acc_shift, (0, 15), "acc_shift")
-    requant_params = RequantParams(tables.bias, tables.multiplier, tables.shift, acc_shift, node.output.zero_point, node.lo, node.hi)
+    made, lo, hi = node.result
+    addend = "NULL" if node.addend is None else f"&{prefix}_{ADDEND}"
+    requant_params = RequantParams(tables.bias, tables.multiplier, tables.shift, addend, acc_shift, made.zero_point, lo, hi)
     pad_value = int(node.pad_values[0]) if tables.pad_values == "NULL" else 0
     stored = node.weights
     if not isinstance(stored, KqWeights):
@@ -241,8 +260,10 @@ def _conv(graph: IntGraph, node: IntConv2d, tile: int, tables: ConvTables, codeb
         indices=tables.weights,
         codebook=codebooks[codebook.name],
         codewords=_fits(node, codebook.codewords if codebook.additive else codebook.named(stored.index_bits), UINT16, "codewords"),
+        strip=_fits(node, strip, UINT16, "strip"),
         index_bits=_fits(node, stored.index_bits, (1, 12), "index_bits"),
         sign=int(codebook.sign),
+        stages=codebook.stages,
     )
 
 

@@ -11,6 +11,8 @@ from kqgen.errors import InternalError
 from kqgen.plan import Plan
 from kqgen.views_text import array_rows, flow, thousands
 
+SELFTEST_FUNCTION = "kq_crc32"
+"""The runtime's function that a test build with taps calls."""
 
 @dataclass(frozen=True, slots=True)
 class GoldenVector:

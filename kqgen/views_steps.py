@@ -18,15 +18,11 @@ from kqgen.intgraph import (
     KqWeights,
     Pair,
     QTensor,
-    UniformWeights,
 )
-from kqgen.plan import Form, Plan
+from kqgen.plan import Plan, Step
 from kqgen.sizes import struct_name
-from kqgen.views_params import Params, params
+from kqgen.views_params import ADDEND, AddParams, Params, addend_params, params
 from kqgen.views_text import comment_lines, flow
-
-INDEXED_FUNCTIONS: Mapping[Form, str] = {"decode": "kq_conv2d_decode_s8", "reuse": "kq_conv2d_reuse_s8"}
-ADDITIVE_FUNCTIONS: Mapping[Form, str] = {"decode": "kq_conv2d_decode_additive_s8"}
 
 ARENA = "mem"
 """Name of the arena's bytes inside the generated function."""
@@ -44,6 +40,7 @@ class StepView:
         ident: C name of the struct.
         c_type: its type.
         params: its fields.
+        addend, addend_ident: the addition done on the way and its C name, if any.
         call: lines of the call.
         result: C expression of the step's output.
         result_bytes: its size.
@@ -56,6 +53,8 @@ class StepView:
     ident: str
     c_type: str
     params: Params
+    addend: AddParams | None
+    addend_ident: str
     call: tuple[str, ...]
     result: str
     result_bytes: int
@@ -72,7 +71,8 @@ def op_text(node: IntNode) -> str:
         case IntConv2d(dense=True):
             return f"dense, {node.in_shape[2]} -> {node.output.c}"
         case IntConv2d():
-            return f"conv {_window_text(node.kernel, node.stride, (1, 1))}, {node.in_shape[2]} -> {node.output.c}"
+            added = "" if node.addend is None else ", + add"
+            return f"conv {_window_text(node.kernel, node.stride, (1, 1))}, {node.in_shape[2]} -> {node.output.c}{added}"
         case IntAdd():
             return "add"
         case IntAvgPool():
@@ -142,7 +142,8 @@ def _step_view(
     reads = " + ".join(shape_text(plan.graph.tensor(name)) for name in node.inputs)
     form = "" if step.form == "plain" else step.form
     how = ", ".join(text for text in (f"{reads} -> {shape_text(node.output)}", weights_text(plan.graph, node), form) if text)
-    arguments = [f"&{ident}", *(buffers[name] for name in node.inputs), buffers[node.output.name]]
+    read = node.inputs[:1] if isinstance(node, IntConv2d) else node.inputs
+    arguments = [f"&{ident}", *(buffers[name] for name in read), buffers[node.output.name]]
     if isinstance(node, IntConv2d):
         arguments.append(f"{ARENA} + {plan.scratch_offsets[number]}" if step.scratch_bytes else "NULL")
     return StepView(
@@ -152,20 +153,24 @@ def _step_view(
         title=comment_lines(f"{number}  {node.name}: {op_text(node)}. PyTorch: {modules_text(node)}"),
         ident=ident,
         c_type=struct_name(node),
-        params=params(plan.graph, node, step.tile, ident, codebooks),
-        call=flow(f"{_function(plan.graph, node, step.form)}(", arguments, ", ", ");", indent=4),
+        params=params(plan.graph, node, (step.tile, step.strip), ident, codebooks),
+        addend=addend_params(node),
+        addend_ident=f"{ident}_{ADDEND}",
+        call=flow(f"{_function(node, step)}(", arguments, ", ", ");", indent=4),
         result=buffers[node.output.name],
         result_bytes=node.output.size_bytes,
     )
 
 
-def _function(graph: IntGraph, node: IntNode, form: Form) -> str:
+def step_functions(plan: Plan) -> tuple[str, ...]:
+    """The runtime's function that each step calls, in order."""
+    return tuple(_function(node, step) for node, step in zip(plan.graph.nodes, plan.steps, strict=True))
+
+
+def _function(node: IntNode, step: Step) -> str:
     match node:
         case IntConv2d():
-            functions = _conv_functions(graph, node.weights)
-            if form not in functions:
-                raise InternalError(f"layer {node.name}: form {form} does not suit its weights")
-            return functions[form]
+            return step.function
         case IntAdd():
             return "kq_add_s8"
         case IntAvgPool():
@@ -178,10 +183,3 @@ def _function(graph: IntGraph, node: IntNode, form: Form) -> str:
             return "kq_slice_pad_s8"
         case _:
             raise InternalError(f"layer {node.name}: the runtime has no function for {type(node).__name__}")
-
-
-def _conv_functions(graph: IntGraph, weights: UniformWeights | KqWeights) -> Mapping[Form, str]:
-    """The runtime's function for each form in which such weights can run."""
-    if isinstance(weights, KqWeights):
-        return ADDITIVE_FUNCTIONS if graph.codebook(weights.codebook).additive else INDEXED_FUNCTIONS
-    return {"direct" if weights.bits == 8 else "unpack": "kq_conv2d_s8"}

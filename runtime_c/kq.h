@@ -21,6 +21,9 @@ extern "C" {
 void kq_conv2d_s8(const kq_conv2d *conv, const int8_t *input, int8_t *output, void *scratch);
 void kq_conv2d_s8_ref(const kq_conv2d *conv, const int8_t *input, int8_t *output, void *scratch);
 
+/* As kq_conv2d_s8 with two output channels in a word, for cores without SIMD. SPEC 5.1, 6.2. */
+void kq_conv2d_packed_s8(const kq_conv2d *conv, const int8_t *input, int8_t *output, void *scratch);
+
 /* Convolution by lookup, kernels expanded for a tile of output channels. SPEC 5.1, 6.2. */
 void kq_conv2d_decode_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
 void kq_conv2d_decode_s8_ref(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
@@ -29,9 +32,17 @@ void kq_conv2d_decode_s8_ref(const kq_conv2d_kq *conv, const int8_t *input, int8
 void kq_conv2d_decode_additive_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
 void kq_conv2d_decode_additive_s8_ref(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
 
+/* As kq_conv2d_s8 and kq_conv2d_decode_s8 (codebooks of one stage or two) for cores with the DSP extension. SPEC 5.1, 6.5. */
+void kq_conv2d_dsp_s8(const kq_conv2d *conv, const int8_t *input, int8_t *output, void *scratch);
+void kq_conv2d_decode_dsp_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
+
 /* Convolution by lookup, each codeword's dot product computed once for a tile of output pixels. SPEC 5.1, 6.3. */
 void kq_conv2d_reuse_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
 void kq_conv2d_reuse_s8_ref(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
+
+/* Engine `mve`, for cores with Helium; elsewhere plain C that computes the same the same way. SPEC 5.1, 6.7. */
+void kq_conv2d_mve_s8(const kq_conv2d *conv, const int8_t *input, int8_t *output, void *scratch);
+void kq_conv2d_decode_mve_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
 
 /* Sum of two maps in their own quantisations. SPEC 5.2. */
 void kq_add_s8(const kq_add *add, const int8_t *a, const int8_t *b, int8_t *output);

@@ -134,7 +134,7 @@ KQGEN_CODE static void convolve(
             dot_two(from, x0, x1, taps, acc);
             acc[0] += (uint32_t)bias[channel];
             acc[1] += (uint32_t)bias[channel];
-            kq_requantise_two(acc[0], acc[1], requant, first + channel, to, to + c_out);
+            kq_store_two(acc[0], acc[1], requant, first + channel, to, to + c_out);
             from += taps;
         }
         at += 2u * c_out;
@@ -146,7 +146,7 @@ KQGEN_CODE static void convolve(
         uint32_t channel;
         for (channel = 0; channel < channels; ++channel) {
             const uint32_t acc = (uint32_t)bias[channel] + dot_one(weights, x, taps);
-            output[at + channel] = kq_requantise(acc, requant, first + channel);
+            kq_store(acc, requant, first + channel, output + at + channel);
             weights += taps;
         }
     }

@@ -49,7 +49,7 @@ KQGEN_CODE void kq_conv2d_decode_additive_s8_ref(const kq_conv2d_kq *conv, const
                     const int32_t dot = dot_sum(conv, index & stage_mask, (index >> stage_bits) & stage_mask, input, &view, i);
                     acc += (uint32_t)((index >> code_bits) != 0 ? -dot : dot);
                 }
-                *output = kq_requantise(acc, &conv->requant, o);
+                kq_store(acc, &conv->requant, o, output);
                 ++output;
             }
         }

@@ -44,7 +44,7 @@ KQGEN_CODE void kq_conv2d_decode_s8_ref(const kq_conv2d_kq *conv, const int8_t *
                     const int32_t dot = dot_codeword(conv, index & code_mask, input, &view, i);
                     acc += (uint32_t)(index > code_mask ? -dot : dot);
                 }
-                *output = kq_requantise(acc, &conv->requant, o);
+                kq_store(acc, &conv->requant, o, output);
                 ++output;
             }
         }

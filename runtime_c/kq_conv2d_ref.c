@@ -33,7 +33,7 @@ KQGEN_CODE void kq_conv2d_s8_ref(const kq_conv2d *conv, const int8_t *input, int
                         }
                     }
                 }
-                *output = kq_requantise(acc, &conv->requant, o);
+                kq_store(acc, &conv->requant, o, output);
                 ++output;
             }
         }

@@ -189,7 +189,7 @@ KQGEN_CODE static void finish(const kq_conv2d_kq *conv, const uint32_t *accumula
         uint32_t at = o;
         uint32_t pixel;
         for (pixel = 0; pixel < pixels; ++pixel) {
-            output[at] = kq_requantise(accumulators[pixel], &conv->requant, o);
+            kq_store(accumulators[pixel], &conv->requant, o, output + at);
             at += c_out;
         }
         accumulators += 2u * pairs;

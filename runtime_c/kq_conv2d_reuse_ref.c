@@ -56,7 +56,7 @@ KQGEN_CODE void kq_conv2d_reuse_s8_ref(const kq_conv2d_kq *conv, const int8_t *i
                 }
             }
             for (o = 0; o < c_out; ++o) {
-                *output = kq_requantise(acc[o], &conv->requant, o);
+                kq_store(acc[o], &conv->requant, o, output);
                 ++output;
             }
         }

@@ -4,6 +4,10 @@
 
 #include "kq_types.h"
 
+#if defined(__ARM_FEATURE_DSP)
+#include <arm_acle.h>
+#endif
+
 /* What SPEC 2 assumes and a compiler can be asked. */
 KQ_STATIC_ASSERT((-1 & 3) == 3, "two's complement");
 KQ_STATIC_ASSERT((-5 >> 1) == -3, "right shift of negative numbers rounds down");
@@ -29,15 +33,20 @@ KQGEN_CODE static inline int32_t kq_clamped(int32_t x, int32_t lo, int32_t hi)
 
 /* floor((acc * 2^acc_shift * multiplier + 2^(shift+15)) / 2^(shift+16)): one rounding, halves up (SPEC 3.2, 3.3).
  * acc * 2^acc_shift fits int32 read as signed; multiplier 0..32767; shift 1..22; acc_shift 0..15.
- * |high * multiplier| <= 2^15 * 32767 < 2^30, low * multiplier < 2^31, so no step overflows.
+ * |high * multiplier| <= 2^15 * 32767 < 2^30, low * multiplier < 2^31, so no step overflows. SMLAWB computes the same sum: the upper 32 bits
+ * of the 48-bit product, plus `half`.
  */
 KQGEN_CODE static inline int32_t kq_scale(uint32_t acc, uint32_t multiplier, uint32_t shift, uint32_t acc_shift)
 {
     const uint32_t shifted = acc << acc_shift;
+    const uint32_t half = ((uint32_t)1 << shift) >> 1;
+#if defined(__ARM_FEATURE_DSP)
+    return kq_shift_down(__smlawb(kq_signed(shifted), kq_signed(multiplier), kq_signed(half)), shift);
+#else
     const uint32_t high = (uint32_t)kq_shift_down(kq_signed(shifted), 16);
     const uint32_t low = shifted & 0xFFFFu;
-    const uint32_t half = ((uint32_t)1 << shift) >> 1;
     return kq_shift_down(kq_signed(high * multiplier + ((low * multiplier) >> 16) + half), shift);
+#endif
 }
 
 /* int8 from an accumulator that holds the bias (SPEC 3.2); ranges as kq_scale, -128 <= lo <= hi <= 127. */
@@ -47,8 +56,25 @@ KQGEN_CODE static inline int8_t kq_requantise(uint32_t acc, const kq_requant *re
     return (int8_t)kq_clamped(scaled + requant->zero_point, requant->lo, requant->hi);
 }
 
-/* kq_requantise of two pixels of one channel into *q0 and *q1, which may be the same; the parameters are fetched once. */
-KQGEN_CODE static inline void kq_requantise_two(
+/* `result` added to `other` (SPEC 5.2, 5.8), or `result` itself where `sum` is NULL. Every product and sum fits int32 by SPEC 5.2. */
+KQGEN_CODE static inline int32_t kq_summed(const kq_add *sum, int32_t result, int32_t other)
+{
+    int32_t total;
+    if (sum == NULL) {
+        return result;
+    }
+    total = kq_shift_down(result * sum->multiplier_a + other * sum->multiplier_b + sum->bias, sum->shift);
+    return kq_clamped(total, sum->lo, sum->hi);
+}
+
+/* Requantises an accumulator that holds the bias, adds what `to` holds where the layer sums, and stores it there. */
+KQGEN_CODE static inline void kq_store(uint32_t acc, const kq_requant *requant, uint32_t channel, int8_t *to)
+{
+    *to = (int8_t)kq_summed(requant->sum, kq_requantise(acc, requant, channel), *to);
+}
+
+/* kq_store of two pixels of one channel, at different places; the parameters are fetched once. */
+KQGEN_CODE static inline void kq_store_two(
     uint32_t acc0, uint32_t acc1, const kq_requant *requant, uint32_t channel, int8_t *q0, int8_t *q1)
 {
     const uint32_t multiplier = (uint32_t)requant->multiplier[channel];
@@ -59,8 +85,8 @@ KQGEN_CODE static inline void kq_requantise_two(
     const int32_t hi = requant->hi;
     const int32_t scaled0 = kq_scale(acc0, multiplier, shift, acc_shift) + zero_point;
     const int32_t scaled1 = kq_scale(acc1, multiplier, shift, acc_shift) + zero_point;
-    *q0 = (int8_t)kq_clamped(scaled0, lo, hi);
-    *q1 = (int8_t)kq_clamped(scaled1, lo, hi);
+    *q0 = (int8_t)kq_summed(requant->sum, kq_clamped(scaled0, lo, hi), *q0);
+    *q1 = (int8_t)kq_summed(requant->sum, kq_clamped(scaled1, lo, hi), *q1);
 }
 
 #endif

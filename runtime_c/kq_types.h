@@ -64,16 +64,29 @@ typedef struct {
 } kq_window;
 KQ_ASSERT_SIZE(kq_window, 20u);
 
-/* From int32 accumulators to int8, one entry an output channel (SPEC 3.2). */
+/* Sum of two maps (SPEC 5.2). */
+typedef struct {
+    uint32_t count;
+    int32_t multiplier_a, multiplier_b, bias;
+    uint8_t shift; /* 1..20 */
+    int8_t lo, hi;
+    uint8_t reserved;
+} kq_add;
+KQ_ASSERT_SIZE(kq_add, 20u);
+
+/* From int32 accumulators to int8, one entry an output channel (SPEC 3.2); then, where `sum` is given, each result (as a) is added to what
+ * its place in the output holds (as b): SPEC 5.8. sum->count is not read.
+ */
 typedef struct {
     const int32_t *bias;
     const int16_t *multiplier; /* 0..32767 */
     const uint8_t *shift;      /* 1..22 */
+    const kq_add *sum;         /* NULL: nothing is added */
     uint8_t acc_shift;         /* 0..15 */
     int8_t zero_point;
     int8_t lo, hi; /* lo <= hi */
 } kq_requant;
-KQ_ASSERT_SIZE(kq_requant, 16u);
+KQ_ASSERT_SIZE(kq_requant, 20u);
 
 /* Convolution by weights stored one by one (SPEC 4.4, 5.1). */
 typedef struct {
@@ -85,7 +98,7 @@ typedef struct {
     uint8_t bits; /* 8, 6 or 4 */
     uint8_t reserved[2];
 } kq_conv2d;
-KQ_ASSERT_SIZE(kq_conv2d, 48u);
+KQ_ASSERT_SIZE(kq_conv2d, 52u);
 
 /* Convolution by kernels stored as indices into a codebook (SPEC 4.2, 4.3, 5.1). */
 typedef struct {
@@ -95,22 +108,13 @@ typedef struct {
     const uint8_t *indices;
     const uint8_t *codebook;
     uint16_t codewords; /* additive: of the codebook's first stage; else: of the codebook, from the first on, as many as indices can name */
+    uint16_t strip;     /* winograd2, winograd4: tiles of pixels transformed at a time; else 0 */
     uint8_t index_bits; /* 1..12, the sign bit counted */
     uint8_t sign;       /* 1: the top bit of an index negates the codeword, or the sum of two */
     int8_t pad_value;
-    uint8_t reserved[3];
+    uint8_t stages; /* 2: additive; else 1 */
 } kq_conv2d_kq;
-KQ_ASSERT_SIZE(kq_conv2d_kq, 56u);
-
-/* Sum of two maps (SPEC 5.2). */
-typedef struct {
-    uint32_t count;
-    int32_t multiplier_a, multiplier_b, bias;
-    uint8_t shift; /* 1..20 */
-    int8_t lo, hi;
-    uint8_t reserved;
-} kq_add;
-KQ_ASSERT_SIZE(kq_add, 20u);
+KQ_ASSERT_SIZE(kq_conv2d_kq, 60u);
 
 /* Mean or maximum over windows (SPEC 5.3, 5.4); c_out is c_in. A maximum uses lo and hi alone of the fields after the window. */
 typedef struct {

@@ -12,7 +12,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,12 @@ from kernelcases import (
     expected,
     indexed_cases,
     narrow_cases,
-    scratch_bytes,
     uniform_cases,
 )
 
 from kqgen import bits
+from kqgen.conv_shape import ConvShape, WeightsKind
+from kqgen.forms import ENGINES
 from kqgen.hostlib import STRICT_FLAGS
 from kqgen.toolchain import find_host_compiler, run_tool
 
@@ -79,8 +80,6 @@ void probe_bits(const uint8_t *table, uint32_t entry, uint32_t bits, size_t coun
 int32_t probe_signed(uint32_t value, uint32_t bits);
 #define KQ_RUNTIME_VERSION ...
 """
-
-REUSE_TILES = (2, 4, 6, 8, 16)
 
 
 def declarations() -> str:
@@ -133,20 +132,26 @@ class Kernels:
             for block in blocks:
                 self.lib.free(block)
 
-    def conv(self, case: ConvCase, form: str, ref: bool = False) -> Array:
-        """Runs a layer by `direct`, `unpack`, `decode` or `reuse`, or by that form's plain twin: (h, w, c_out) int8."""
+    def conv(self, case: ConvCase, way: Way) -> Array:
+        """Runs a layer one way: (h, w, c_out) int8."""
         h, w, c_out = case.out_shape
         with self.memory() as place:
             # Tables, maps and pads lie at odd addresses: nothing may read them by words.
             window = {
                 "h_in": case.x.shape[0], "w_in": case.x.shape[1], "c_in": case.x.shape[2], "h_out": h, "w_out": w, "c_out": c_out,
                 "k_h": case.kernel[0], "k_w": case.kernel[1], "stride_h": case.stride[0], "stride_w": case.stride[1],
-                "pad_top": case.padding[0], "pad_left": case.padding[2], "tile": case.tile,
+                "pad_top": case.padding[0], "pad_left": case.padding[2], "tile": way.tile,
             }  # fmt: skip
+            addend = self.ffi.NULL
+            if case.addend is not None:
+                addend = self.ffi.new("kq_add *", {
+                    "multiplier_a": case.addend.multiplier_a, "multiplier_b": case.addend.multiplier_b, "bias": case.addend.bias,
+                    "shift": case.addend.shift, "lo": case.addend.lo, "hi": case.addend.hi,
+                })  # fmt: skip
             requant = {
                 "bias": place(case.bias.astype(np.int32).tobytes(), "int32_t *"),
                 "multiplier": place(case.multiplier.astype(np.int16).tobytes(), "int16_t *"),
-                "shift": place(case.shift.astype(np.uint8).tobytes(), "uint8_t *", 1),
+                "shift": place(case.shift.astype(np.uint8).tobytes(), "uint8_t *", 1), "sum": addend,
                 "acc_shift": case.acc_shift, "zero_point": case.zero_point, "lo": case.lo, "hi": case.hi,
             }  # fmt: skip
             pads = self.ffi.NULL if case.pad_values is None else place(case.pad_values.astype(np.int8).tobytes(), "int8_t *", 1)
@@ -154,20 +159,20 @@ class Kernels:
             if isinstance(case.weights, Uniform):
                 table = place(bits.pack_uniform(case.weights.values, case.weights.bits), "uint8_t *", 1)
                 layer = self.ffi.new("kq_conv2d *", {**common, "weights": table, "bits": case.weights.bits})
-                function = "kq_conv2d_s8"
             else:
                 indices, book = indexed_tables(case.weights)
                 tables = {"indices": place(indices, "uint8_t *", 1), "codebook": place(book, "uint8_t *", 3)}
                 summed = case.weights.second is not None
-                codewords = case.weights.codewords if summed else case.weights.nameable
-                sizes = {"codewords": codewords, "index_bits": case.weights.index_bits, "sign": int(case.weights.sign)}
+                sizes = {
+                    "codewords": case.weights.codewords if summed else case.weights.nameable, "index_bits": case.weights.index_bits,
+                    "sign": int(case.weights.sign), "strip": way.strip, "stages": 2 if summed else 1,
+                }  # fmt: skip
                 layer = self.ffi.new("kq_conv2d_kq *", {**common, **tables, **sizes})
-                function = f"kq_conv2d_{form}{'_additive' if summed else ''}_s8"
-            garbage = np.random.default_rng(len(case.label)).integers(0, 256, scratch_bytes(case, form)).astype(np.uint8)
+            garbage = np.random.default_rng(len(case.label)).integers(0, 256, way.scratch_bytes).astype(np.uint8)
             scratch = place(garbage.tobytes(), "void *")
-            output = place(bytes([0x55]) * (h * w * c_out), "int8_t *", 1)
-            call = getattr(self.lib, function + ("_ref" if ref else ""))
-            call(layer, place(case.x.tobytes(), "int8_t *", 3), output, scratch)
+            held = bytes([0x55]) * (h * w * c_out) if case.addend is None else case.addend.held.astype(np.int8).tobytes()
+            output = place(held, "int8_t *", 1)
+            getattr(self.lib, way.function)(layer, place(case.x.tobytes(), "int8_t *", 3), output, scratch)
             return np.frombuffer(self.ffi.buffer(output, h * w * c_out), np.int8).reshape(h, w, c_out).copy()
 
 
@@ -177,15 +182,56 @@ def indexed_tables(weights: Indexed) -> tuple[bytes, bytes]:
     return bits.pack_indices(weights.stored_codes, weights.negative, weights.index_bits), book
 
 
-def forms(case: ConvCase) -> list[tuple[str, ConvCase, bool]]:
-    """Every way to run a case: (form, case with that form's tile, plain twin)."""
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One call of a kernel: which function, with which tile, strip and scratch."""
+
+    function: str
+    tile: int
+    strip: int
+    scratch_bytes: int
+
+
+def shape_of(case: ConvCase) -> ConvShape:
+    """What the forms are told of a case."""
+    indexed = case.weights if isinstance(case.weights, Indexed) else None
+    values = np.abs(case.weights.values.astype(np.int64))
+    used = 0.0 if indexed is None else float(np.mean([len(np.unique(column)) for column in indexed.stored_codes.T]))
+    kind: WeightsKind = "uniform"
+    if indexed is not None:
+        kind = "indexed" if indexed.second is None else "additive"
+    (h, w, c_in), (h_out, w_out, c_out) = case.x.shape, case.out_shape
+    return ConvShape(
+        h, w, c_in, h_out, w_out, c_out, case.kernel, case.stride, case.padding, kind=kind,
+        bits=case.weights.bits if isinstance(case.weights, Uniform) else case.weights.index_bits,
+        sign=indexed is not None and indexed.sign, codewords=0 if indexed is None else indexed.nameable, used_codewords=used,
+        sums=case.addend is not None, largest_weight=int(values.max()), largest_sum=int(values.reshape(len(values), -1).sum(axis=1).max()),
+        pad_table=case.pad_values is not None, input_aligned=False,
+    )  # fmt: skip
+
+
+def ways(case: ConvCase, every: bool = False) -> tuple[Way, ...]:
+    """Every function that can run a case, with the least and the most scratch any core's candidates give it (all of them if `every`),
+    and the plain twins."""
+    shape = shape_of(case)
+    found = {
+        Way(each.function, each.tile, each.strip, each.scratch_bytes)
+        for core in ("m0p", "m3", "m4", "m7", "m33", "m55") for engine in ENGINES for each in engine(shape, core)
+    }  # fmt: skip
+    chosen: list[Way] = []
+    for function in sorted({way.function for way in found}):
+        own = sorted((way for way in found if way.function == function), key=lambda way: (way.scratch_bytes, way.tile, way.strip))
+        chosen += own if every else dict.fromkeys((own[0], own[-1]))
+    return (*chosen, *_twins(case))
+
+
+def _twins(case: ConvCase) -> tuple[Way, ...]:
     if isinstance(case.weights, Uniform):
-        form = "direct" if case.weights.bits == 8 else "unpack"
-        return [(form, case, False), (form, case, True)]
+        return (Way("kq_conv2d_s8_ref", 1, 0, 0),)
     if case.weights.second is not None:
-        return [("decode", case, False), ("decode", case, True)]
-    reuse = replace(case, tile=REUSE_TILES[len(case.label) % len(REUSE_TILES)])
-    return [("decode", case, False), ("decode", case, True), ("reuse", reuse, False), ("reuse", reuse, True)]
+        return (Way("kq_conv2d_decode_additive_s8_ref", 1, 0, 0),)
+    sums_bytes = 4 * case.out_shape[2] + 4 * case.weights.nameable
+    return (Way("kq_conv2d_decode_s8_ref", 1, 0, 0), Way("kq_conv2d_reuse_s8_ref", 2, 0, sums_bytes))
 
 
 def load(folder: Path) -> Kernels:
@@ -204,9 +250,9 @@ def main(folder: str) -> None:
     runs = 0
     for case in [*uniform_cases(), *indexed_cases(), *narrow_cases(), *additive_cases()]:
         wanted = expected(case)
-        for form, variant, ref in forms(case):
-            if not np.array_equal(kernels.conv(variant, form, ref), wanted):
-                sys.exit(f"{form} differs on {case.label}")
+        for way in ways(case):
+            if not np.array_equal(kernels.conv(case, way), wanted):
+                sys.exit(f"{way} differs on {case.label}")
             runs += 1
     sys.stdout.write(f"{runs} runs\n")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kqgen import memory, oracle, plan_check
+from kqgen import oracle, planner
 from kqgen.emit import Golden, GoldenVector, SourceTree
 from kqgen.intgraph import (
     Int8,
@@ -32,8 +32,7 @@ from kqgen.intgraph import (
     effective_kernels,
     frozen,
 )
-from kqgen.plan import Form, Place, PlacedTensor, Plan, Step
-from kqgen.schedule import schedule
+from kqgen.plan import Form, Place, PlacedTensor, Plan, Planning, Step
 
 NO_PADDING: Padding = (0, 0, 0, 0)
 
@@ -198,10 +197,8 @@ class Builder:
 
 
 def make_plan(graph: IntGraph, forms: Mapping[str, Form] | None = None) -> Plan:
-    """Schedule, memory plan and its independent check."""
-    made = memory.plan(graph, schedule(graph, dict(forms or {})))
-    plan_check.check(made)
-    return made
+    """The plan of a graph as it stands, in forms given or chosen."""
+    return planner.make_plan(graph, None, Planning(forms=tuple((forms or {}).items())))
 
 
 def random_inputs(graph: IntGraph, count: int, seed: int = 1) -> tuple[Int8, ...]:
@@ -309,18 +306,20 @@ def spread_plan(graph: IntGraph, forms: Mapping[str, Form]) -> Plan:
             place = Place("arena", offset=offset)
             offset += -(-size // 4) * 4
         tensors.append(PlacedTensor(node.name, size, place, number, len(graph.nodes)))
-    steps = tuple(_step(node, forms.get(node.name)) for node in graph.nodes)
+    steps = tuple(_step(graph, node, forms.get(node.name)) for node in graph.nodes)
     return Plan(graph, steps, tuple(tensors), tuple(offset if step.scratch_bytes else 0 for step in steps), offset + 64)
 
 
-def _step(node: IntNode, asked: Form | None) -> Step:
+def _step(graph: IntGraph, node: IntNode, asked: Form | None) -> Step:
     if not isinstance(node, IntConv2d):
-        return Step(node.name, "plain", 0, 0, "no weights")
+        return Step(node.name, "plain", "", 0, 0, 0, 0.0, "no weights")
     if isinstance(node.weights, KqWeights):
-        return Step(node.name, asked or "decode", 2, 64, "by hand")
+        additive = graph.codebook(node.weights.codebook).additive
+        form = asked or "decode"
+        return Step(node.name, form, f"kq_conv2d_{form}{'_additive' if additive else ''}_s8", 2, 0, 64, 1.0, "by hand")
     if node.weights.bits == 8:
-        return Step(node.name, "direct", 0, 0 if node.kernel == (1, 1) else 64, "by hand")
-    return Step(node.name, "unpack", 2, 64, "by hand")
+        return Step(node.name, "direct", "kq_conv2d_s8", 0, 0, 0 if node.kernel == (1, 1) else 64, 1.0, "by hand")
+    return Step(node.name, "unpack", "kq_conv2d_s8", 2, 0, 64, 1.0, "by hand")
 
 
 def write(tree: SourceTree, folder: Path) -> Path:

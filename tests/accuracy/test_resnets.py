@@ -19,7 +19,7 @@ from kqgen.hostlib import build_library
 from kqgen.image import build_image
 from kqgen.intgraph import IntConv2d, KqWeights
 from kqgen.options import Weights
-from kqgen.plan import Form, Plan
+from kqgen.plan import Form, Plan, Planning
 from kqgen.planner import make_plan
 from kqgen.qemu import run_qemu
 from kqgen.samples import Samples
@@ -106,7 +106,7 @@ def test_both_lookup_forms_give_the_same_bytes_on_every_layer(shared_folder: Pat
     layers = []
     forms: tuple[Form, Form] = ("decode", "reuse")
     for form in forms:
-        plan = make_plan(firmware.graph, dict.fromkeys(indexed, form))
+        plan = make_plan(firmware.graph, firmware.board, Planning(forms=tuple((name, form) for name in indexed)))
         folder = tmp_path / form
         rewrite_sources(firmware, folder, emit_again(firmware, plan))
         layers.append(build_library(folder, firmware.graph, tap=True).run_tapped(inputs)[1])

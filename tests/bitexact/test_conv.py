@@ -22,13 +22,12 @@ from kernelcases import (
     indexed_cases,
     inputs,
     narrow_cases,
-    scratch_bytes,
+    summing,
     uniform,
     uniform_cases,
 )
-from kernellib import Kernels, forms
+from kernellib import Kernels, ways
 
-from kqgen import schedule
 from kqgen.index_check import index_misfit
 from kqgen.intgraph import IntCodebook, IntConv2d, KqWeights, QTensor, Requant, UniformWeights, effective_kernels
 
@@ -36,12 +35,12 @@ UNIFORM, INDEXED, NARROW, ADDITIVE = uniform_cases(), indexed_cases(), narrow_ca
 
 
 def check(kernels: Kernels, cases: list[ConvCase]) -> None:
+    """Every case in every way, and every second one with an addition at its end."""
     assert cases
-    for case in cases:
+    for case in [*cases, *(summing(case) for case in cases[::2])]:
         wanted = expected(case)
-        for form, variant, ref in forms(case):
-            found = kernels.conv(variant, form, ref)
-            np.testing.assert_array_equal(found, wanted, err_msg=f"{form}{'_ref' if ref else ''}: {case.label}, tile {variant.tile}")
+        for way in ways(case):
+            np.testing.assert_array_equal(kernels.conv(case, way), wanted, err_msg=f"{way}: {case.label}, adds: {case.addend is not None}")
 
 
 def test_cases_reach_the_ends_of_the_format() -> None:
@@ -98,19 +97,19 @@ def test_cases_of_two_codewords_and_of_narrow_indices_reach_the_ends() -> None:
     assert all(int(weights.codes.max()) == weights.nameable - 1 < weights.codewords - 1 for weights in narrow)
 
 
-@pytest.mark.parametrize("tile", [1, 2, 5, 16, 17, 30])
-def test_the_tile_does_not_matter(kernels: Kernels, tile: int) -> None:
-    rng = np.random.default_rng(tile)
-    x = inputs(rng, (7, 6, 5), "any")
-    weights = indexed(rng, 17, 5, codebook(rng, 20, (3, 3)), True)
-    case = conv_case(rng, "tiles", x, weights, padding=(1, 1, 1, 1))
-    wanted = expected(case)
-    np.testing.assert_array_equal(kernels.conv(replace(case, tile=tile), "decode"), wanted)
-    np.testing.assert_array_equal(kernels.conv(replace(case, tile=2 * tile), "reuse"), wanted)
-    summed = conv_case(rng, "tiles", x, additive(rng, 17, 5, (3, 3), 12, True), padding=(1, 1, 1, 1))
-    np.testing.assert_array_equal(kernels.conv(replace(summed, tile=tile), "decode"), expected(summed))
-    plain = conv_case(rng, "tiles", x, uniform(rng, 17, 5, (3, 3), 6), padding=(1, 1, 1, 1))
-    np.testing.assert_array_equal(kernels.conv(replace(plain, tile=tile), "unpack"), expected(plain))
+def test_the_tile_does_not_matter(kernels: Kernels) -> None:
+    """Every candidate of every core, not only those with the least and the most scratch."""
+    rng = np.random.default_rng(3)
+    x = inputs(rng, (11, 10, 6), "any")
+    book = codebook(rng, 20, (3, 3))
+    stored: tuple[Indexed | Uniform, ...] = (
+        indexed(rng, 22, 6, book, True), additive(rng, 22, 6, (3, 3), 12, True), uniform(rng, 22, 6, (3, 3), 6),
+    )  # fmt: skip
+    for weights in stored:
+        case = conv_case(rng, "tiles", x, weights, padding=(1, 1, 1, 1))
+        wanted = expected(case)
+        for way in ways(case, every=True):
+            np.testing.assert_array_equal(kernels.conv(case, way), wanted, err_msg=str(way))
 
 
 def test_sums_at_the_ends_of_their_lanes(kernels: Kernels) -> None:
@@ -142,20 +141,28 @@ def test_sums_of_two_codewords_at_the_ends_of_their_lanes(kernels: Kernels, nega
     check(kernels, [case])
 
 
+def check_seen(kernels: Kernels, case: ConvCase, changed: list[Indexed]) -> None:
+    """No way of running the case gives the same bytes with another table."""
+    wanted = expected(case)
+    for way in ways(case):
+        assert np.array_equal(kernels.conv(case, way), wanted), way
+        for weights in changed:
+            assert not np.array_equal(kernels.conv(replace(case, weights=weights), way), wanted), way
+
+
 @pytest.mark.parametrize("sign", [False, True])
 def test_a_flipped_bit_of_either_codeword_shows(kernels: Kernels, sign: bool) -> None:
     rng = np.random.default_rng(5)
     weights = additive(rng, 3, 4, (3, 3), 8, sign)
     case = replace(conv_case(rng, "flip", inputs(rng, (8, 8, 4), "any"), weights, tile=2), lo=-128, hi=127, zero_point=0)
-    wanted, second = expected(case), weights.second
+    second = weights.second
     assert second is not None
-    assert np.array_equal(kernels.conv(case, "decode"), wanted)
+    changed = [replace(weights, codes=weights.codes ^ 1), replace(weights, second=second ^ 1)]
     for row in (int(weights.codes[1, 2]), 8 + int(second[1, 2])):
         book = weights.codebook.copy()
         book[row].flat[int(np.abs(book[row]).argmax())] = 0
-        assert not np.array_equal(kernels.conv(replace(case, weights=replace(weights, codebook=book)), "decode"), wanted)
-    for changed in (replace(weights, codes=weights.codes ^ 1), replace(weights, second=second ^ 1)):
-        assert not np.array_equal(kernels.conv(replace(case, weights=changed), "decode"), wanted)
+        changed.append(replace(weights, codebook=book))
+    check_seen(kernels, case, changed)
 
 
 @pytest.mark.parametrize("index_bits", range(1, 13))
@@ -165,16 +172,12 @@ def test_a_flipped_bit_shows(kernels: Kernels, index_bits: int) -> None:
     weights = indexed(rng, 3, 4, codebook(rng, 2 ** max(0, index_bits - 1), (3, 3), at_bound=True), True)
     case = conv_case(rng, "flip", inputs(rng, (8, 8, 4), "any"), weights, tile=2)
     case = replace(case, lo=-128, hi=127, zero_point=0)
-    wanted = expected(case)
     flipped = weights.negative.copy()
     flipped[1, 2] ^= True
     book = weights.codebook.copy()
     used = int(weights.codes[1, 2])
     book[used].flat[int(np.abs(book[used]).argmax())] = 0
-    for form in ("decode", "reuse"):
-        assert np.array_equal(kernels.conv(replace(case, tile=2), form), wanted)
-        for other in (replace(weights, negative=flipped), replace(weights, codebook=book)):
-            assert not np.array_equal(kernels.conv(replace(case, weights=other), form), wanted)
+    check_seen(kernels, case, [replace(weights, negative=flipped), replace(weights, codebook=book)])
 
 
 def as_node(case: ConvCase) -> tuple[IntConv2d, IntCodebook | None]:
@@ -195,19 +198,6 @@ def as_node(case: ConvCase) -> tuple[IntConv2d, IntCodebook | None]:
         weight_scale=np.ones(1, np.float32), reason="",
     )  # fmt: skip
     return node, book
-
-
-def test_the_schedule_plans_the_scratch_the_kernels_were_tested_with() -> None:
-    for case in [*UNIFORM, *INDEXED, *NARROW, *ADDITIVE]:
-        node, book = as_node(case)
-        if book is None:
-            assert schedule.im2col_bytes(node) == scratch_bytes(case, "direct"), case.label
-        else:
-            assert schedule.decode_scratch_bytes(node, case.tile) == scratch_bytes(case, "decode"), case.label
-            if not book.additive:
-                assert isinstance(node.weights, KqWeights)
-                even, named = replace(case, tile=2 * case.tile), book.named(node.weights.index_bits)
-                assert schedule.reuse_scratch_bytes(node, named, even.tile) == scratch_bytes(even, "reuse"), case.label
 
 
 def test_the_integer_graph_means_the_same_kernels() -> None:

@@ -17,14 +17,15 @@ ORDER = (
     # ground
     "version", "errors", "fixed", "bits", "assets", "blocks",
     # vocabulary
-    "ir", "options", "goal", "intgraph", "index_check", "plan", "board", "sizes",
+    "ir", "options", "goal", "intgraph", "index_check", "compare", "plan", "board", "sizes",
     # stages on the graph
     "frontend_names", "frontend_call", "frontend_maps", "frontend_layers", "frontend_table", "frontend",
     "simplify_rewrite", "simplify_affine", "simplify_spatial", "simplify", "floatexec",
     "samples", "pt2_check", "pt2", "loading", "floatmodel",
     "calibrate", "cluster", "cluster_pairs", "kq_uniform", "kq_layers", "kq_moments", "kq_fit", "kq_simulate", "kq_blocks", "post_training",
     "planned", "sensitivity", "kq_curves", "allocate_mixes", "allocate",
-    "lower", "oracle", "dequantised", "graph_check", "store", "schedule", "memory", "plan_check", "planner",
+    "lower", "oracle", "dequantised", "graph_check", "store", "fuse",
+    "conv_shape", "form_portable", "form_packed", "form_mve", "form_reuse", "forms", "schedule", "memory", "plan_check", "planner",
     # training
     "train_modules", "train_assign", "train_graph", "train_blueprint", "train_integers", "train_model", "train_prepare", "train_data",
     "checkpoint", "train_loop",
@@ -35,7 +36,7 @@ ORDER = (
     "toolchain", "harness", "image", "hostlib", "semihost", "blockcount", "blockcount_native", "blockcount_qemu",
     "emulate", "qemu",
     # judgement
-    "compare", "report", "capacity", "verify", "bench", "firmware", "targets", "net", "deliver", "fidelity",
+    "report", "capacity", "verify", "bench", "firmware", "targets", "net", "deliver", "fidelity",
     "training", "train_job", "train_fidelity", "kq",
     "picture_layout", "picture",
     # order

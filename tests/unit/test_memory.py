@@ -11,7 +11,6 @@ from kqgen import memory, plan_check
 from kqgen.errors import InternalError
 from kqgen.intgraph import IntGraph
 from kqgen.plan import Place, Plan, Step
-from kqgen.schedule import schedule
 
 
 def overlaps(plan: Plan) -> list[tuple[str, str]]:
@@ -90,7 +89,7 @@ def test_the_check_sees_an_output_that_is_not_the_callers() -> None:
 
 def test_scratch_lives_only_for_its_step() -> None:
     graph = nets.residual()
-    steps = schedule(graph)
+    steps = nets.make_plan(graph).steps
     large = tuple(replace(step, scratch_bytes=4096) if number in (1, 2) else step for number, step in enumerate(steps))
     both = memory.plan(graph, large)
     one = memory.plan(graph, tuple(replace(step, scratch_bytes=4096) if number == 1 else step for number, step in enumerate(steps)))

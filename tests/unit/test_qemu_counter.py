@@ -26,7 +26,7 @@ from kqgen.firmware import Firmware
 from kqgen.harness import EmulatedRun, IoBuffer, ModelApi
 from kqgen.image import Image, build_image
 from kqgen.pipeline import bench_firmware
-from kqgen.plan import Plan
+from kqgen.plan import Plan, Planning
 from kqgen.qemu import run_qemu
 from kqgen.toolchain import WARNING_FLAGS, find_host_compiler, find_toolchain, run_tool
 
@@ -171,7 +171,7 @@ def _walked(image: Image, blocks: Sequence[BlockCount]) -> int:
 
 def test_bench_of_the_m55(tmp_path: Path) -> None:
     _residual(tmp_path, load_board("mps2-an386"))
-    firmware = Firmware(tmp_path / "sources", _plan().graph, _plan(), load_board("mps2-an386"))
+    firmware = Firmware(tmp_path / "sources", _plan().graph, _plan(), load_board("mps2-an386"), Planning())
     first, second = (bench_firmware(firmware, core="m55", toolchain="gcc") for _ in range(2))
     assert first == second
     assert first.core == "m55"

@@ -1,16 +1,24 @@
-"""The schedule's forms and tiles, and the planner's use of an arena that stands half empty."""
+"""Which form a layer gets: the fastest that its scratch has room for, or the one asked for."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import nets
 import pytest
 
 from kqgen import memory
-from kqgen.errors import InternalError
+from kqgen.board import CORES, Core, load_board, load_core
+from kqgen.conv_shape import ConvShape, conv_shape
+from kqgen.errors import InputError
+from kqgen.form_portable import tile_channels
+from kqgen.forms import ENGINES, candidates, engine_core
 from kqgen.intgraph import IntConv2d, IntGraph
-from kqgen.plan import Form
-from kqgen.planner import make_plan
-from kqgen.schedule import ROOMS, schedule, tile_channels, tile_pixels
+from kqgen.plan import Form, Planning
+from kqgen.planner import ROOM_BYTES, ROOM_SHARE, make_plan
+from kqgen.schedule import choices, step
+
+M0P = load_core("m0p")
 
 
 def one_layer(codewords: int, c_in: int, c_out: int, side: int = 8) -> IntGraph:
@@ -21,76 +29,90 @@ def one_layer(codewords: int, c_in: int, c_out: int, side: int = 8) -> IntGraph:
     return net.graph()
 
 
-@pytest.mark.parametrize(("codewords", "form"), [(4, "reuse"), (8, "reuse"), (64, "decode"), (256, "decode")])
-def test_few_codewords_are_reused_and_many_decoded(codewords: int, form: Form) -> None:
-    """With 64 output channels the two cost about the same at 15 codewords, measured on an emulated M0+."""
-    step = schedule(one_layer(codewords, 16, 64))[0]
-    assert step.form == form
-    assert "cycles" in step.form_reason
-
-
-def test_sums_of_two_codewords_are_decoded_and_never_reused() -> None:
-    graph = nets.summed()
-    forms = {step.node: step.form for step in schedule(graph)}
-    assert {forms[name] for name in ("sum", "narrow_sum", "one_pair", "row", "narrow_row")} == {"decode"}
-    assert schedule(graph, {"sum": "decode"}) == schedule(graph)
-    with pytest.raises(InternalError, match="layer sum: form reuse"):
-        schedule(graph, {"sum": "reuse"})
-
-
-def test_reuse_with_narrow_indices_takes_scratch_for_the_codewords_they_name() -> None:
-    def scratch(codewords: int, width: int | None) -> int:
-        net = nets.Builder("one", seed=3)
-        net.input("x", 8, 8, 16)
-        net.codebook("book", codewords, (3, 3), True)
-        net.conv("layer", 64, (3, 3), padding=(1, 1, 1, 1), codebook="book", index_bits=width)
-        return schedule(net.graph(), {"layer": "reuse"})[0].scratch_bytes
-
-    assert scratch(64, 4) == scratch(8, None) < scratch(64, None)
-    assert scratch(13, 5) == scratch(13, None)
-
-
-def test_a_form_can_be_asked_for() -> None:
-    graph = one_layer(4, 16, 64)
-    assert schedule(graph, {"layer": "decode"})[0].form == "decode"
-
-
-def conv(c_in: int, c_out: int) -> IntConv2d:
-    node = one_layer(4, c_in, c_out).nodes[0]
+def shape_of(graph: IntGraph, number: int = 0) -> ConvShape:
+    node = graph.nodes[number]
     assert isinstance(node, IntConv2d)
-    return node
+    return conv_shape(graph, node, input_aligned=True)
+
+
+def graphs() -> list[IntGraph]:
+    return [nets.residual(), nets.summed(), one_layer(16, 17, 5, 7)]
+
+
+@pytest.mark.parametrize("core", CORES, ids=lambda core: core.name)
+def test_candidates_rise_in_scratch_and_fall_in_cycles_on_every_core(core: Core) -> None:
+    layers = 0
+    for graph in graphs():
+        for choice in choices(graph, core, {}):
+            assert bool(choice.candidates) == isinstance(choice.node, IntConv2d)
+            for less, more in zip(choice.candidates, choice.candidates[1:], strict=False):
+                assert less.scratch_bytes < more.scratch_bytes
+                assert less.cycles > more.cycles > 0
+            layers += bool(choice.candidates)
+    assert layers > 12
+
+
+def test_no_candidate_is_worse_than_one_that_was_kept() -> None:
+    shape = shape_of(one_layer(16, 32, 32))
+    kept = candidates(shape, M0P)
+    for each in (each for engine in ENGINES for each in engine(shape, "m0p")):
+        assert any(other.scratch_bytes <= each.scratch_bytes and other.cycles <= each.cycles for other in kept)
+
+
+@pytest.mark.parametrize(("asked", "wanted"), [("m7", "m7"), ("m0", "m0"), ("host", "m4")])
+def test_forms_know_a_core_by_what_it_can_do(asked: str, wanted: str) -> None:
+    assert engine_core(load_core(asked)) == wanted
+
+
+def test_an_m33_without_dsp_instructions_runs_what_the_m3_does() -> None:
+    assert engine_core(load_core("m33").without_dsp()) == "m3"
+
+
+def test_a_step_takes_what_fits_and_never_less_than_the_least() -> None:
+    choice = choices(one_layer(64, 32, 32), M0P, {})[0]
+    assert len(choice.candidates) > 1
+    for each in choice.candidates:
+        made = step(choice, each.scratch_bytes)
+        assert (made.function, made.tile, made.strip, made.scratch_bytes) == (each.function, each.tile, each.strip, each.scratch_bytes)
+        assert "cycles expected" in made.form_reason
+    assert step(choice, 0).scratch_bytes == choice.candidates[0].scratch_bytes
+
+
+@pytest.mark.parametrize("form", ["decode", "reuse"])
+def test_a_form_can_be_asked_for_by_node_or_module(form: Form) -> None:
+    graph = one_layer(16, 16, 64)
+    assert make_plan(graph, None, Planning(forms=(("layer", form),))).steps[0].form == form
+
+
+def test_a_form_that_does_not_suit_is_refused_with_those_that_do() -> None:
+    graph = nets.summed()
+    with pytest.raises(InputError, match="layer sum cannot run in form reuse") as caught:
+        make_plan(graph, None, Planning(forms=(("sum", "reuse"),)))
+    assert "decode" in caught.value.wanted
+    with pytest.raises(InputError, match="there is no layer nowhere") as caught:
+        make_plan(graph, None, Planning(forms=(("nowhere", "reuse"),)))
+    assert "stem" in caught.value.wanted
 
 
 @pytest.mark.parametrize(("c_in", "c_out", "budget", "tile"), [(16, 16, 4608, 16), (32, 32, 4608, 16), (64, 64, 4608, 8), (64, 60, 4608, 8),
                                                              (64, 50, 4608, 8), (64, 17, 4608, 6), (1000, 5, 4608, 1)])  # fmt: skip
 def test_tiles_fill_the_budget_and_share_the_channels_evenly(c_in: int, c_out: int, budget: int, tile: int) -> None:
-    assert tile_channels(conv(c_in, c_out), budget) == tile
+    assert tile_channels(shape_of(one_layer(4, c_in, c_out)), budget) == tile
 
 
-def test_pixel_tiles_are_even_and_no_more_than_there_are() -> None:
-    assert [tile_pixels(one_layer_of(side), 32) for side in (1, 3, 4, 6)] == [2, 10, 16, 32]
+def test_the_arena_stays_within_its_limit_and_more_room_never_makes_it_slower() -> None:
+    for graph in graphs():
+        maps = max(memory.alive_bytes(graph))
+        plans = {each: make_plan(graph, load_board("nucleo-g0b1re"), Planning(each)) for each in ("ram", "balanced", "speed")}
+        cycles = {each: sum(step.cycles for step in plan.steps) for each, plan in plans.items()}
+        assert plans["ram"].arena_bytes <= plans["balanced"].arena_bytes <= maps + max(maps // ROOM_SHARE, ROOM_BYTES)
+        assert cycles["ram"] >= cycles["balanced"] >= cycles["speed"] > 0
 
 
-def one_layer_of(side: int) -> IntConv2d:
-    node = one_layer(4, 4, 4, side).nodes[0]
-    assert isinstance(node, IntConv2d)
-    return node
-
-
-def test_roomier_scratch_never_grows_the_arena() -> None:
-    graph = nets.residual()
-    plain, made = memory.plan(graph, schedule(graph)), make_plan(graph)
-    assert made.arena_bytes <= plain.arena_bytes
-
-
-def test_a_step_beside_a_fuller_one_gets_the_roomier_scratch() -> None:
-    net = nets.Builder("two", seed=3)
-    net.input("x", 32, 32, 3)
-    net.codebook("book", 64, (3, 3), True)
-    net.conv("wide", 32, (3, 3), padding=(1, 1, 1, 1))
-    net.conv("narrow", 64, (3, 3), stride=(4, 4), padding=(1, 1, 1, 1), codebook="book")
-    net.conv("last", 64, (3, 3), padding=(1, 1, 1, 1), codebook="book")
-    graph = net.graph()
-    tight = {step.node: step.tile for step in schedule(graph)}
-    roomy = {step.node: step.tile for step in make_plan(graph).steps}
-    assert (tight["last"], roomy["last"]) == (ROOMS[0].weights_bytes // 576, ROOMS[-1].weights_bytes // 576)
+def test_a_small_board_gets_a_smaller_arena() -> None:
+    graph = one_layer(64, 64, 64)
+    board = load_board("nucleo-g0b1re")
+    wide = make_plan(graph, board)
+    ram = replace(board.ram, size_bytes=board.reserve_ram_bytes + wide.arena_bytes + 4096 + 1024 - 2048)
+    tight = replace(board, regions=tuple(ram if region == board.ram else region for region in board.regions))
+    assert make_plan(graph, tight).arena_bytes < wide.arena_bytes

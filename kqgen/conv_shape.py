@@ -1,0 +1,125 @@
+"""What the forms of a convolution are chosen by: the layer's sizes and statistics, and one way to run it with its price."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from kqgen.intgraph import IntConv2d, IntGraph, KqWeights, Pair, effective_kernels
+from kqgen.plan import Form
+
+WeightsKind = Literal["uniform", "indexed", "additive"]
+
+
+@dataclass(frozen=True, slots=True)
+class ConvShape:
+    """Everything a form needs to know of a layer.
+
+    Attributes:
+        h_in, w_in, c_in, h_out, w_out, c_out: sizes of the maps as the kernel reads and writes them.
+        kernel, stride: (rows, columns).
+        padding: (top, bottom, left, right).
+        kind: how the weights are stored.
+        bits: of one stored weight (uniform) or index.
+        sign: indices carry a sign bit.
+        codewords: that indices can name, of one stage; 0 for uniform weights.
+        used_codewords: mean number of different codewords among the kernels of one input channel; 0 for uniform weights.
+        sums: the layer adds its result to what the output holds (SPEC 5.8).
+        largest_weight: largest absolute value of a stored weight, or of a kernel's value.
+        largest_sum: largest sum of absolute weights over one output channel.
+        pad_table: padded positions read different values in different input channels.
+        input_aligned: the input map begins at a multiple of 4 (it lies in the arena).
+    """
+
+    h_in: int
+    w_in: int
+    c_in: int
+    h_out: int
+    w_out: int
+    c_out: int
+    kernel: Pair
+    stride: Pair
+    padding: tuple[int, int, int, int]
+    kind: WeightsKind
+    bits: int
+    sign: bool
+    codewords: int
+    used_codewords: float
+    sums: bool
+    largest_weight: int
+    largest_sum: int
+    pad_table: bool
+    input_aligned: bool
+
+    @property
+    def n(self) -> int:
+        """Taps of one kernel."""
+        return self.kernel[0] * self.kernel[1]
+
+    @property
+    def taps(self) -> int:
+        """Values of one window: taps of all input channels."""
+        return self.n * self.c_in
+
+    @property
+    def pixels(self) -> int:
+        """Output pixels."""
+        return self.h_out * self.w_out
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates, padded taps counted."""
+        return self.pixels * self.c_out * self.taps
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to run a layer.
+
+    Attributes:
+        form: see `plan.Form`.
+        function: the runtime's function.
+        tile, strip: as the parameter struct holds them; 0 where the form has none.
+        scratch_bytes: as SPEC 6.4 says.
+        cycles: predicted modelled cycles of the whole layer.
+    """
+
+    form: Form
+    function: str
+    tile: int
+    strip: int
+    scratch_bytes: int
+    cycles: float
+
+
+def round4(size_bytes: int) -> int:
+    """The next multiple of 4: every part of a scratch begins at one."""
+    return -(-size_bytes // 4) * 4
+
+
+def conv_shape(graph: IntGraph, node: IntConv2d, input_aligned: bool) -> ConvShape:
+    """The shape of one layer of `graph`; `input_aligned`: its input lies in the arena."""
+    stored = node.weights
+    indexed = isinstance(stored, KqWeights)
+    if isinstance(stored, KqWeights):
+        codebook = graph.codebook(stored.codebook)
+        weights = effective_kernels(stored, codebook)
+        kind: WeightsKind = "additive" if codebook.additive else "indexed"
+        bits, sign, codewords = stored.index_bits, codebook.sign, codebook.named(stored.index_bits)
+    else:
+        weights, kind, bits, sign, codewords = stored.values, "uniform", stored.bits, False, 0
+    sums = np.abs(weights.astype(np.int64)).reshape(len(weights), -1).sum(axis=1)
+    return ConvShape(
+        *node.in_shape, node.output.h, node.output.w, node.output.c, node.kernel, node.stride, node.padding,
+        kind=kind, bits=bits, sign=sign, codewords=codewords, used_codewords=_used(stored) if indexed else 0.0,
+        sums=node.addend is not None, largest_weight=int(np.abs(weights.astype(np.int64)).max()), largest_sum=int(sums.max()),
+        pad_table=node.padding != (0, 0, 0, 0) and len(set(node.pad_values.tolist())) > 1, input_aligned=input_aligned,
+    )  # fmt: skip
+
+
+def _used(weights: object) -> float:
+    if not isinstance(weights, KqWeights):
+        return 0.0
+    return float(np.mean([len(np.unique(weights.codes[:, channel])) for channel in range(weights.codes.shape[1])]))

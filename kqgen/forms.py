@@ -1,0 +1,33 @@
+"""All ways to run a convolution on a core: what the planner chooses from."""
+
+from __future__ import annotations
+
+from kqgen import form_mve, form_packed, form_portable, form_reuse
+from kqgen.board import Core
+from kqgen.conv_shape import Candidate, ConvShape
+from kqgen.plan import Form
+
+ENGINES = (form_portable.candidates, form_packed.candidates, form_reuse.candidates, form_mve.candidates)
+"""One function a family of forms, in order of preference among equals."""
+
+
+def engine_core(core: Core) -> str:
+    """The name by which forms know a core: one without DSP instructions runs the M3's, the host those of the M4."""
+    if core.is_host:
+        return "m4"
+    return core.name if core.has_dsp or not core.has_long_multiply else "m3"
+
+
+def candidates(shape: ConvShape, core: Core, form: Form | None = None) -> tuple[Candidate, ...]:
+    """Every way to run the layer on `core` that is worth its scratch: by scratch, rising, each faster than the one before.
+
+    Args:
+        form: only ways of this form; there may be none.
+    """
+    name = engine_core(core)
+    every = (each for engine in ENGINES for each in engine(shape, name) if form in (None, each.form))
+    kept: list[Candidate] = []
+    for each in sorted(every, key=lambda each: (each.scratch_bytes, each.cycles)):
+        if not kept or each.cycles < kept[-1].cycles:
+            kept.append(each)
+    return tuple(kept)

@@ -1,0 +1,717 @@
+/* Convolution on cores with the DSP extension (SPEC 6.5): weights of a tile of output channels widened to int16 once, then four output
+ * channels by two pixels at a time. Both ways of storing weights are here because they share all but the widening of the weights.
+ */
+#include "kq.h"
+#include "kq_bits.h"
+#include "kq_dsp.h"
+#include "kq_fixed.h"
+#include "kq_window.h"
+
+#define GROUP 4u /* output channels of a group */
+#define STEPS_OF_EIGHT 8u
+#define CODEBOOK_BITS 6u
+
+/* A layer, and where the parts of its scratch lie. Values of a window are laid out as SPEC 6.5 says: of each row the whole quads, then what is
+ * left of all rows.
+ */
+typedef struct {
+    const kq_window *window;
+    const kq_requant *requant;
+    const int8_t *input;
+    int8_t *output;
+    int8_t *pad_row;      /* what a row of a window reads in the padding */
+    int8_t *edge_row;     /* a row of a window of which some taps are padded */
+    int8_t *rests;        /* what is left of the rows of a window; the bytes behind it up to a whole quad stay 0 */
+    uint32_t *x;          /* two windows, widened */
+    uint32_t *groups;     /* weights of a tile */
+    uint32_t row_values;  /* of a window: k_w * c_in */
+    uint32_t row_quads;   /* whole quads of these */
+    uint32_t rest;        /* and what is left: 0..3 */
+    uint32_t rest_quads;  /* quads of what is left of all rows */
+    uint32_t quads;       /* of a window */
+    uint32_t group_words; /* of a group: 4 biases, 8 words a quad, 4 multipliers */
+} dsp_layer;
+
+#if defined(__ARM_FEATURE_DSP) && defined(__thumb2__)
+
+/* One step: two values of two windows (r2, r3) by four channels. r0 and r1 point one word before x and weights. The arguments are where the
+ * two windows and the first two, then the other two channels' words lie off them. 16 cycles on a Cortex-M4.
+ */
+#define DSP_STEP(x0, x1, w0, w1, w2, w3) \
+    "ldr r2, [r0, #" x0 "\n ldr r3, [r0, #" x1 "\n ldr r4, [r1, #" w0 "\n ldr r5, [r1, #" w1 "\n" \
+    "smlad r6, r4, r2, r6\n smlad r7, r4, r3, r7\n smlad r8, r5, r2, r8\n smlad r9, r5, r3, r9\n" \
+    "ldr r4, [r1, #" w2 "\n ldr r5, [r1, #" w3 "\n" \
+    "smlad r10, r4, r2, r10\n smlad r11, r4, r3, r11\n smlad r12, r5, r2, r12\n smlad lr, r5, r3, lr\n"
+
+/* A parameter that assembly alone uses. */
+#define UNSEEN __attribute__((unused))
+
+/* See kq_dsp.h. Fourteen registers are in use, so the arguments stay on the stack: x, weights, to0, to1 at 0..12, the others from 52 on. */
+KQGEN_CODE __attribute__((naked)) void kq_dsp_groups(
+    UNSEEN const uint32_t *x, UNSEEN const uint32_t *weights, UNSEEN void *to0, UNSEEN int8_t *to1, UNSEEN const uint32_t *x_eights,
+    UNSEEN const uint32_t *x_last, UNSEEN const uint32_t *w_last, UNSEEN int32_t zero_point)
+{
+    __asm__ volatile(
+        "push {r0-r11, lr}\n"
+        "subs r0, #4\n"
+        "str r0, [sp]\n"
+        "subs r1, #4\n"
+        "1:\n" /* a group: biases */
+        "ldr r0, [sp]\n"
+        "ldr r4, [sp, #52]\n"
+        "ldr r6, [r1, #4]\n"
+        "ldr r8, [r1, #8]\n"
+        "ldr r10, [r1, #12]\n"
+        "ldr r12, [r1, #16]!\n"
+        "mov r7, r6\n"
+        "mov r9, r8\n"
+        "mov r11, r10\n"
+        "mov lr, r12\n"
+        "cmp r0, r4\n"
+        "beq 3f\n"
+        ".p2align 2\n"
+        "2:\n" /* eight steps */
+        DSP_STEP("4]", "8]", "4]", "8]", "12]", "16]")
+        DSP_STEP("12]", "16]", "20]", "24]", "28]", "32]")
+        DSP_STEP("20]", "24]", "36]", "40]", "44]", "48]")
+        DSP_STEP("28]", "32]", "52]", "56]", "60]", "64]")
+        DSP_STEP("36]", "40]", "68]", "72]", "76]", "80]")
+        DSP_STEP("44]", "48]", "84]", "88]", "92]", "96]")
+        DSP_STEP("52]", "56]", "100]", "104]", "108]", "112]")
+        DSP_STEP("60]", "64]!", "116]", "120]", "124]", "128]!")
+        "ldr r4, [sp, #52]\n"
+        "cmp r0, r4\n"
+        "bne 2b\n"
+        "3:\n"
+        "ldr r4, [sp, #56]\n"
+        "cmp r0, r4\n"
+        "beq 5f\n"
+        ".p2align 2\n"
+        "4:\n" /* two steps */
+        DSP_STEP("4]", "8]", "4]", "8]", "12]", "16]")
+        DSP_STEP("12]", "16]!", "20]", "24]", "28]", "32]!")
+        "ldr r4, [sp, #56]\n"
+        "cmp r0, r4\n"
+        "bne 4b\n"
+        "5:\n" /* requantisation */
+        "ldr r2, [sp, #8]\n"
+        "ldr r3, [sp, #12]\n"
+        "ldr r4, [sp, #64]\n"
+        "ldr r0, [r1, #4]\n"
+        "ldr r5, [r1, #8]\n"
+        "cmp r3, #0\n"
+        "beq 6f\n"
+        "smmlar r6, r6, r0, r4\n"
+        "smmlar r7, r7, r0, r4\n"
+        "smmlar r8, r8, r5, r4\n"
+        "smmlar r9, r9, r5, r4\n"
+        "ldr r0, [r1, #12]\n"
+        "ldr r5, [r1, #16]!\n"
+        "smmlar r10, r10, r0, r4\n"
+        "smmlar r11, r11, r0, r4\n"
+        "smmlar r12, r12, r5, r4\n"
+        "smmlar lr, lr, r5, r4\n"
+        "ssat r6, #8, r6\n"
+        "ssat r7, #8, r7\n"
+        "ssat r8, #8, r8\n"
+        "ssat r9, #8, r9\n"
+        "ssat r10, #8, r10\n"
+        "ssat r11, #8, r11\n"
+        "ssat r12, #8, r12\n"
+        "ssat lr, #8, lr\n"
+        "strb r8, [r2, #1]\n"
+        "strb r10, [r2, #2]\n"
+        "strb r12, [r2, #3]\n"
+        "strb r6, [r2], #4\n"
+        "strb r9, [r3, #1]\n"
+        "strb r11, [r3, #2]\n"
+        "strb lr, [r3, #3]\n"
+        "strb r7, [r3], #4\n"
+        "str r2, [sp, #8]\n"
+        "str r3, [sp, #12]\n"
+        "ldr r4, [sp, #60]\n"
+        "cmp r1, r4\n"
+        "bne 1b\n"
+        "add sp, #16\n"
+        "pop {r4-r11, pc}\n"
+        "6:\n" /* accumulators alone */
+        "stm r2, {r6-r12, lr}\n"
+        "add sp, #16\n"
+        "pop {r4-r11, pc}\n");
+}
+
+#else
+
+/* The sum of two products of int16, modulo 2^32: |product| <= 2^30. */
+KQGEN_CODE static uint32_t two_products(uint32_t a, uint32_t b)
+{
+    const int32_t low = (int16_t)(a & 0xFFFFu) * (int16_t)(b & 0xFFFFu);
+    const int32_t high = (int16_t)(a >> 16) * (int16_t)(b >> 16);
+    return (uint32_t)low + (uint32_t)high;
+}
+
+/* floor((acc * multiplier + 2^31) / 2^32) from halves; multiplier 0..2^31-1. |high * any half| <= 2^15 * 65535 < 2^31. */
+KQGEN_CODE static int32_t multiply_high(uint32_t acc, uint32_t multiplier)
+{
+    const int32_t high = kq_shift_down(kq_signed(acc), 16);
+    const uint32_t low = acc & 0xFFFFu;
+    const uint32_t m_high = multiplier >> 16;
+    const uint32_t m_low = multiplier & 0xFFFFu;
+    const uint32_t across = (uint32_t)high * m_low;
+    const uint32_t along = low * m_high;
+    const uint32_t carry = ((low * m_low) >> 16) + (across & 0xFFFFu) + (along & 0xFFFFu) + 0x8000u;
+    return kq_signed((uint32_t)high * m_high + (uint32_t)kq_shift_down(kq_signed(across), 16) + (along >> 16) + (carry >> 16));
+}
+
+/* See kq_dsp.h. */
+KQGEN_CODE void kq_dsp_groups(
+    const uint32_t *x, const uint32_t *weights, void *to0, int8_t *to1, const uint32_t *x_eights, const uint32_t *x_last,
+    const uint32_t *w_last, int32_t zero_point)
+{
+    const uint32_t *w_end = w_last + 1;
+    int8_t *to = to0;
+    (void)x_eights;
+    do {
+        uint32_t acc[8];
+        const uint32_t *from = x;
+        uint32_t i;
+        for (i = 0; i < 8u; ++i) {
+            acc[i] = weights[i >> 1];
+        }
+        weights += 4;
+        while (from != x_last + 1) {
+            for (i = 0; i < 8u; ++i) {
+                acc[i] += two_products(weights[i >> 1], from[i & 1u]);
+            }
+            from += 2;
+            weights += 4;
+        }
+        for (i = 0; i < 8u; ++i) {
+            if (to1 == NULL) {
+                ((int32_t *)to0)[i] = kq_signed(acc[i]);
+            } else {
+                const int32_t value = kq_clamped(zero_point + multiply_high(acc[i], weights[i >> 1]), -128, 127);
+                ((i & 1u) != 0 ? to1 : to)[i >> 1] = (int8_t)value;
+            }
+        }
+        if (to1 == NULL) {
+            return;
+        }
+        weights += 4;
+        to += 4;
+        to1 += 4;
+    } while (weights != w_end);
+}
+
+#endif
+
+/* The next multiple of 4. */
+KQGEN_CODE static uint32_t round_up(uint32_t size)
+{
+    return (size + 3u) & ~(uint32_t)3u;
+}
+
+/* Widens `quads` quads of one pixel into its words, which lie 2 apart. Returns where the next go. */
+static KQ_INLINE uint32_t *widen(uint32_t *to, const int8_t *from, uint32_t quads)
+{
+    while (quads >= 4u) {
+        const uint32_t q0 = kq_quad_at(from);
+        const uint32_t q1 = kq_quad_at(from + 4);
+        const uint32_t q2 = kq_quad_at(from + 8);
+        const uint32_t q3 = kq_quad_at(from + 12);
+        to[0] = kq_even_values(q0);
+        to[2] = kq_odd_values(q0);
+        to[4] = kq_even_values(q1);
+        to[6] = kq_odd_values(q1);
+        to[8] = kq_even_values(q2);
+        to[10] = kq_odd_values(q2);
+        to[12] = kq_even_values(q3);
+        to[14] = kq_odd_values(q3);
+        to += 16;
+        from += 16;
+        quads -= 4u;
+    }
+    while (quads != 0) {
+        const uint32_t quad = kq_quad_at(from);
+        to[0] = kq_even_values(quad);
+        to[2] = kq_odd_values(quad);
+        to += 4;
+        from += 4;
+        --quads;
+    }
+    return to;
+}
+
+/* A row of a window of which taps col_lo..col_hi-1 lie on the map; the row, on the map or not, begins at `offset` off the input. */
+KQGEN_CODE static KQ_NOINLINE const int8_t *edge_row(const dsp_layer *layer, const kq_view *view, uint32_t offset)
+{
+    const uint32_t c_in = layer->window->c_in;
+    const uint32_t first = view->col_lo * c_in;
+    const uint32_t end = view->col_hi * c_in;
+    const int8_t *from = layer->input + (uint32_t)(offset + first);
+    uint32_t i;
+    for (i = 0; i < layer->row_values; ++i) {
+        layer->edge_row[i] = layer->pad_row[i];
+    }
+    for (i = first; i < end; ++i) {
+        layer->edge_row[i] = *from;
+        ++from;
+    }
+    return layer->edge_row;
+}
+
+/* Widens the window of one pixel. */
+KQGEN_CODE static KQ_NOINLINE void widen_window(const dsp_layer *layer, const kq_view *view, uint32_t *to)
+{
+    const kq_window *window = layer->window;
+    const uint32_t row_step = (uint32_t)window->w_in * window->c_in;
+    const uint32_t rows = view->col_hi > view->col_lo ? view->row_hi - view->row_lo : 0;
+    const uint32_t whole = view->col_hi - view->col_lo == window->k_w;
+    const uint32_t row_quads = layer->row_quads;
+    const uint32_t rest = layer->rest;
+    int8_t *rests = layer->rests;
+    uint32_t offset = view->base;
+    uint32_t row;
+    for (row = 0; row < window->k_h; ++row) {
+        const int8_t *from = layer->pad_row;
+        if (row - view->row_lo < rows) {
+            from = whole ? layer->input + offset : edge_row(layer, view, offset);
+        }
+        to = widen(to, from, row_quads);
+        if (rest != 0) {
+            uint32_t i = 0;
+            from += row_quads << 2;
+            do {
+                *rests = from[i];
+                ++rests;
+                ++i;
+            } while (i != rest);
+        }
+        offset += row_step;
+    }
+    if (rest != 0) {
+        widen(to, layer->rests, layer->rest_quads);
+    }
+}
+
+/* Limits `count` results to lo..hi. */
+KQGEN_CODE static void limit(int8_t *values, uint32_t count, int32_t lo, int32_t hi)
+{
+    uint32_t i;
+    for (i = 0; i < count; ++i) {
+        values[i] = (int8_t)kq_clamped(values[i], lo, hi);
+    }
+}
+
+/* Output channels first..first+channels-1 of two pixels, or of one, from their widened windows; `to` is where the first pixel's first result goes.
+ * The first `ready` groups are requantised on the way, the others here.
+ */
+KQGEN_CODE static KQ_NOINLINE void convolve_pixels(
+    const dsp_layer *layer, uint32_t first, uint32_t channels, uint32_t ready, uint32_t pixels, int8_t *to)
+{
+    const kq_requant *requant = layer->requant;
+    const uint32_t c_out = layer->window->c_out;
+    const uint32_t *x_last = layer->x + (layer->quads << 2) - 1;
+    const uint32_t *x_eights = layer->x + ((layer->quads << 2) & ~(2u * STEPS_OF_EIGHT - 1u)) - 1;
+    const uint32_t *weights = layer->groups;
+    uint32_t done = 0;
+    if (ready != 0 && pixels == 2u) {
+        const uint32_t *end = weights + ready * layer->group_words;
+        done = ready * GROUP;
+        kq_dsp_groups(layer->x, weights, to, to + c_out, x_eights, x_last, end - 1, requant->zero_point);
+        weights = end;
+        if (requant->lo > INT8_MIN || requant->hi < INT8_MAX) {
+            limit(to, done, requant->lo, requant->hi);
+            limit(to + c_out, done, requant->lo, requant->hi);
+        }
+    }
+    while (done < channels) {
+        uint32_t acc[2u * GROUP];
+        uint32_t i;
+        kq_dsp_groups(layer->x, weights, acc, NULL, x_eights, x_last, weights + layer->group_words - 1, 0);
+        weights += layer->group_words;
+        for (i = 0; i < GROUP && done < channels; ++i) {
+            kq_store(acc[2u * i], requant, first + done, to + done);
+            if (pixels == 2u) {
+                kq_store(acc[2u * i + 1u], requant, first + done, to + done + c_out);
+            }
+            ++done;
+        }
+    }
+}
+
+/* Output channels first..first+channels-1 of all pixels by the groups in scratch, the first `ready` of which can be requantised at once. */
+KQGEN_CODE static void convolve(const dsp_layer *layer, uint32_t first, uint32_t channels, uint32_t ready)
+{
+    const kq_window *window = layer->window;
+    int8_t *to = layer->output + first;
+    uint32_t waiting = 0;
+    kq_pixel pixel;
+    for (pixel.y = 0; pixel.y < window->h_out; ++pixel.y) {
+        kq_view view;
+        int32_t left = -(int32_t)window->pad_left;
+        pixel.x = 0;
+        view = kq_view_at(window, pixel);
+        for (pixel.x = 0; pixel.x < window->w_out; ++pixel.x) {
+            kq_valid_taps(left, window->k_w, window->w_in, &view.col_lo, &view.col_hi);
+            widen_window(layer, &view, layer->x + waiting);
+            waiting ^= 1u;
+            if (waiting == 0) {
+                convolve_pixels(layer, first, channels, ready, 2, to);
+                to += 2u * (uint32_t)window->c_out;
+            }
+            left += window->stride_w;
+            view.base += (uint32_t)window->stride_w * window->c_in;
+        }
+    }
+    if (waiting != 0) {
+        convolve_pixels(layer, first, channels, ready, 1, to);
+    }
+}
+
+/* Writes biases and multipliers of the groups of output channels first..first+channels-1, and zeros as weights of a group that is not full.
+ * Returns how many groups from the first on can be requantised by one multiplication: SPEC 3.2 by m * 2^(16 + acc_shift - shift) where that is
+ * an integer below 2^31, and nothing is added.
+ */
+KQGEN_CODE static uint32_t prepare_groups(const dsp_layer *layer, uint32_t first, uint32_t channels)
+{
+    const kq_requant *requant = layer->requant;
+    const uint32_t base = 16u + requant->acc_shift;
+    uint32_t *group = layer->groups;
+    uint32_t ready = requant->sum == NULL ? channels >> 2 : 0;
+    uint32_t o;
+    for (o = 0; o < channels; o += GROUP) {
+        const uint32_t left = channels - o;
+        uint32_t *multipliers = group + layer->group_words - 4;
+        uint32_t i;
+        if (left < GROUP) {
+            uint32_t *word = group;
+            while (word != multipliers) {
+                *word = 0;
+                ++word;
+            }
+        }
+        for (i = 0; i < GROUP && i < left; ++i) {
+            const uint32_t channel = first + o + i;
+            const uint32_t up = base - requant->shift[channel];
+            group[i] = (uint32_t)requant->bias[channel];
+            multipliers[i] = (uint32_t)requant->multiplier[channel] << (up & 31u);
+            if (up > 16u) {
+                ready = 0;
+            }
+        }
+        group += layer->group_words;
+    }
+    return ready;
+}
+
+/* Fills a layer but for what `groups` holds, with the parts of scratch up to the groups laid out from `scratch` on. */
+KQGEN_CODE static void lay_out(dsp_layer *layer, const int8_t *pad_values, int8_t pad_value, int8_t *scratch)
+{
+    const kq_window *window = layer->window;
+    const uint32_t c_in = window->c_in;
+    const uint32_t row_values = c_in * window->k_w;
+    const uint32_t rest = row_values & 3u;
+    const uint32_t row_bytes = round_up(row_values);
+    const uint32_t rests = rest * window->k_h;
+    uint32_t channel = 0;
+    uint32_t i;
+    layer->row_values = row_values;
+    layer->row_quads = row_values >> 2;
+    layer->rest = rest;
+    layer->rest_quads = round_up(rests) >> 2;
+    layer->quads = layer->row_quads * window->k_h + layer->rest_quads;
+    layer->group_words = 8u + (layer->quads << 3);
+    layer->pad_row = scratch;
+    layer->edge_row = layer->pad_row + row_bytes;
+    layer->rests = layer->edge_row + row_bytes;
+    layer->x = (uint32_t *)(void *)(layer->rests + round_up(rests));
+    layer->groups = layer->x + (layer->quads << 2);
+    for (i = 0; i < row_values; ++i) {
+        layer->pad_row[i] = kq_pad(pad_values, pad_value, channel);
+        ++channel;
+        if (channel == c_in) {
+            channel = 0;
+        }
+    }
+    for (i = rests; i < round_up(rests); ++i) {
+        layer->rests[i] = 0;
+    }
+}
+
+/* The words of channel `channel` of a tile in its group: the first of them, others lie 4 apart. */
+KQGEN_CODE static uint32_t *channel_words(const dsp_layer *layer, uint32_t channel)
+{
+    return layer->groups + (channel >> 2) * layer->group_words + 4 + (channel & 3u);
+}
+
+/* The next four weights of a table as a quad. */
+KQGEN_CODE static uint32_t next_quad(kq_bit_reader *reader, uint32_t bits)
+{
+    uint32_t quad = 0;
+    uint32_t at;
+    if (bits == 4u && reader->held_bits == 0) {
+        const uint32_t packed = reader->next[0] | (uint32_t)reader->next[1] << 8;
+        reader->next += 2;
+        quad = (packed & 0xFu) | (packed & 0xF0u) << 4 | (packed & 0xF00u) << 8 | (packed & 0xF000u) << 12;
+        return kq_signed_quad(quad, 4u);
+    }
+    for (at = 0; at < 32u; at += 8u) {
+        quad |= kq_bits_next(reader, bits) << at;
+    }
+    return bits == 8u ? quad : kq_signed_quad(quad, bits);
+}
+
+/* Widens the uniform weights of `channels` output channels, which `reader` stands at. */
+KQGEN_CODE static void widen_uniform(const dsp_layer *layer, kq_bit_reader *reader, uint32_t bits, uint32_t channels)
+{
+    uint32_t o;
+    for (o = 0; o < channels; ++o) {
+        uint32_t *to = channel_words(layer, o);
+        int8_t *rests = layer->rests;
+        uint32_t quads = layer->quads;
+        uint32_t row;
+        for (row = 0; row < layer->window->k_h; ++row) {
+            uint32_t i;
+            for (i = 0; i < layer->row_quads; ++i) {
+                const uint32_t quad = next_quad(reader, bits);
+                to[0] = kq_even_values(quad);
+                to[4] = kq_odd_values(quad);
+                to += 8;
+                --quads;
+            }
+            for (i = 0; i < layer->rest; ++i) {
+                *rests = (int8_t)kq_sign_extend(kq_bits_next(reader, bits), bits);
+                ++rests;
+            }
+        }
+        rests = layer->rests;
+        while (quads != 0) {
+            const uint32_t quad = kq_quad_at(rests);
+            to[0] = kq_even_values(quad);
+            to[4] = kq_odd_values(quad);
+            to += 8;
+            rests += 4;
+            --quads;
+        }
+    }
+}
+
+/* Uniform weights (SPEC 6.5); scratch as SPEC 6.4. window.tile: output channels, at least 1. */
+KQGEN_CODE void kq_conv2d_dsp_s8(const kq_conv2d *conv, const int8_t *input, int8_t *output, void *scratch)
+{
+    const kq_window *window = &conv->window;
+    const uint32_t c_out = window->c_out;
+    const uint32_t tile = window->tile;
+    kq_bit_reader reader = kq_bits_at(conv->weights, 0, conv->bits);
+    dsp_layer layer;
+    uint32_t first;
+    layer.window = window;
+    layer.requant = &conv->requant;
+    layer.input = input;
+    layer.output = output;
+    lay_out(&layer, conv->pad_values, conv->pad_value, scratch);
+    for (first = 0; first < c_out; first += tile) {
+        const uint32_t channels = c_out - first < tile ? c_out - first : tile;
+        const uint32_t ready = prepare_groups(&layer, first, channels);
+        widen_uniform(&layer, &reader, conv->bits, channels);
+        convolve(&layer, first, channels, ready);
+    }
+}
+
+/* How the kernels of a layer are read. */
+typedef struct {
+    const kq_conv2d_kq *conv;
+    const int8_t *book; /* the codebook as bytes, or NULL: codewords are read where they are used */
+    uint32_t n;
+    uint32_t code_bits;
+} dsp_kernels;
+
+/* Writes codeword number `codeword` as bytes, or adds it to those there. */
+KQGEN_CODE static void read_codeword(const dsp_kernels *kernels, uint32_t codeword, int8_t *to, uint32_t keep)
+{
+    const uint32_t n = kernels->n;
+    const int8_t *from = kernels->book + codeword * n;
+    kq_bit_reader reader = {NULL, 0, 0};
+    uint32_t t;
+    if (kernels->book == NULL) {
+        reader = kq_bits_at(kernels->conv->codebook, codeword * n, CODEBOOK_BITS);
+    }
+    for (t = 0; t < n; ++t) {
+        const int32_t value = kernels->book != NULL ? from[t] : kq_sign_extend(kq_bits_next(&reader, CODEBOOK_BITS), CODEBOOK_BITS);
+        to[t] = (int8_t)(keep != 0 ? to[t] + value : value);
+    }
+}
+
+/* The kernel that an index names, its sign left out, as bytes: where the codebook holds it, or in `own`. */
+KQGEN_CODE static const int8_t *kernel_bytes(const dsp_kernels *kernels, uint32_t index, int8_t *own)
+{
+    const uint32_t code = index & (((uint32_t)1 << kernels->code_bits) - 1u);
+    const uint32_t stage_bits = kernels->code_bits >> 1;
+    if (kernels->conv->stages != 2u) {
+        if (kernels->book != NULL) {
+            return kernels->book + code * kernels->n;
+        }
+        read_codeword(kernels, code, own, 0);
+        return own;
+    }
+    read_codeword(kernels, code & (((uint32_t)1 << stage_bits) - 1u), own, 0);
+    read_codeword(kernels, kernels->conv->codewords + (code >> stage_bits), own, 1);
+    return own;
+}
+
+/* Widens two kernels of one output channel, of input channels two apart in a quad: their words of tap after tap lie `step` apart. Flips: all
+ * bits set to negate.
+ */
+static KQ_INLINE void widen_kernels(
+    uint32_t *to, uint32_t step, const int8_t *low, const int8_t *high, uint32_t n, uint32_t low_flip, uint32_t high_flip)
+{
+    while (n >= 4u) {
+        const uint32_t low_quad = kq_flipped_quad(kq_quad_at(low), low_flip);
+        const uint32_t high_quad = kq_flipped_quad(kq_quad_at(high), high_flip);
+        const uint32_t low_even = kq_even_values(low_quad);
+        const uint32_t low_odd = kq_odd_values(low_quad);
+        const uint32_t high_even = kq_even_values(high_quad);
+        const uint32_t high_odd = kq_odd_values(high_quad);
+        *to = kq_low_halves(low_even, high_even);
+        to += step;
+        *to = kq_low_halves(low_odd, high_odd);
+        to += step;
+        *to = kq_high_halves(low_even, high_even);
+        to += step;
+        *to = kq_high_halves(low_odd, high_odd);
+        to += step;
+        low += 4;
+        high += 4;
+        n -= 4u;
+    }
+    while (n != 0) {
+        *to = kq_low_halves(((uint32_t)*low ^ low_flip) - low_flip, ((uint32_t)*high ^ high_flip) - high_flip);
+        to += step;
+        ++low;
+        ++high;
+        --n;
+    }
+}
+
+/* Widens the kernels of output channels first..first+channels-1 where input channels fill whole quads; `own` has room for two kernels. */
+KQGEN_CODE static void widen_quads_of_kernels(
+    const dsp_layer *layer, const dsp_kernels *kernels, uint32_t first, uint32_t channels, int8_t *own)
+{
+    const kq_conv2d_kq *conv = kernels->conv;
+    const uint32_t bits = conv->index_bits;
+    const uint32_t c_in = layer->window->c_in;
+    const uint32_t c_out = layer->window->c_out;
+    const uint32_t n = kernels->n;
+    int8_t *second = own + round_up(n);
+    uint32_t pair;
+    for (pair = 0; pair < c_in >> 1; ++pair) {
+        const uint32_t channel = ((pair & ~(uint32_t)1u) << 1) + (pair & 1u);
+        kq_bit_reader low = kq_bits_at(conv->indices, channel * c_out + first, bits);
+        kq_bit_reader high = kq_bits_at(conv->indices, (channel + 2u) * c_out + first, bits);
+        uint32_t o;
+        for (o = 0; o < channels; ++o) {
+            const uint32_t low_index = kq_bits_next(&low, bits);
+            const uint32_t high_index = kq_bits_next(&high, bits);
+            const int8_t *low_kernel = kernel_bytes(kernels, low_index, own);
+            const int8_t *high_kernel = kernel_bytes(kernels, high_index, second);
+            widen_kernels(
+                channel_words(layer, o) + (pair << 2), c_in << 1, low_kernel, high_kernel, n, 0u - (low_index >> kernels->code_bits),
+                0u - (high_index >> kernels->code_bits));
+        }
+    }
+}
+
+/* As widen_quads_of_kernels for any number of input channels: value by value, to the place SPEC 6.5 gives it. */
+KQGEN_CODE static void widen_single_kernels(
+    const dsp_layer *layer, const dsp_kernels *kernels, uint32_t first, uint32_t channels, int8_t *own)
+{
+    const kq_conv2d_kq *conv = kernels->conv;
+    const kq_window *window = layer->window;
+    const uint32_t bits = conv->index_bits;
+    const uint32_t row_whole = layer->row_quads << 2;
+    uint32_t channel;
+    uint32_t o;
+    for (o = 0; o < channels; ++o) {
+        int16_t *last = (int16_t *)(void *)(channel_words(layer, o) + ((layer->quads - 1u) << 3));
+        last[0] = 0;
+        last[1] = 0;
+        last[8] = 0;
+        last[9] = 0;
+    }
+    for (channel = 0; channel < window->c_in; ++channel) {
+        kq_bit_reader reader = kq_bits_at(conv->indices, channel * window->c_out + first, bits);
+        for (o = 0; o < channels; ++o) {
+            const uint32_t index = kq_bits_next(&reader, bits);
+            const int8_t *kernel = kernel_bytes(kernels, index, own);
+            int16_t *to = (int16_t *)(void *)channel_words(layer, o);
+            uint32_t row;
+            for (row = 0; row < window->k_h; ++row) {
+                uint32_t in_row = channel;
+                uint32_t column;
+                for (column = 0; column < window->k_w; ++column) {
+                    const uint32_t rests = row_whole * window->k_h + layer->rest * row - row_whole;
+                    const uint32_t place = in_row + (in_row < row_whole ? row_whole * row : rests);
+                    const uint32_t half = ((place >> 2) << 4) + ((place & 1u) << 3) + ((place >> 1) & 1u);
+                    to[half] = (int16_t)(index >> kernels->code_bits != 0 ? -*kernel : *kernel);
+                    ++kernel;
+                    in_row += window->c_in;
+                }
+            }
+        }
+    }
+}
+
+/* The codebook's `count` values as bytes. */
+KQGEN_CODE static void unpack_codebook(const uint8_t *codebook, int8_t *book, uint32_t count)
+{
+    uint32_t *to = (uint32_t *)(void *)book;
+    kq_bit_reader rest;
+    uint32_t i;
+    for (i = 0; i + 4u <= count; i += 4u) {
+        *to = kq_quad_of_6_bits(codebook);
+        ++to;
+        codebook += 3;
+    }
+    rest = kq_bits_at(codebook, 0, CODEBOOK_BITS);
+    for (; i < count; ++i) {
+        book[i] = (int8_t)kq_sign_extend(kq_bits_next(&rest, CODEBOOK_BITS), CODEBOOK_BITS);
+    }
+}
+
+/* Indexed kernels (SPEC 6.5); scratch as SPEC 6.4. window.tile: output channels, at least 1; strip: 1 where the codebook is unpacked first. */
+KQGEN_CODE void kq_conv2d_decode_dsp_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch)
+{
+    const kq_window *window = &conv->window;
+    const uint32_t c_out = window->c_out;
+    const uint32_t tile = window->tile;
+    const uint32_t n = (uint32_t)window->k_h * window->k_w;
+    int8_t *own = scratch;
+    dsp_layer layer;
+    dsp_kernels kernels;
+    uint32_t first;
+    layer.window = window;
+    layer.requant = &conv->requant;
+    layer.input = input;
+    layer.output = output;
+    lay_out(&layer, conv->pad_values, conv->pad_value, own + 2u * round_up(n));
+    kernels.conv = conv;
+    kernels.book = NULL;
+    kernels.n = n;
+    kernels.code_bits = (uint32_t)conv->index_bits - conv->sign;
+    if (conv->strip != 0) {
+        int8_t *book = (int8_t *)(layer.groups + (round_up(tile) >> 2) * layer.group_words);
+        unpack_codebook(conv->codebook, book, n * conv->codewords * conv->stages);
+        kernels.book = book;
+    }
+    for (first = 0; first < c_out; first += tile) {
+        const uint32_t channels = c_out - first < tile ? c_out - first : tile;
+        const uint32_t ready = prepare_groups(&layer, first, channels);
+        if ((window->c_in & 3u) == 0) {
+            widen_quads_of_kernels(&layer, &kernels, first, channels, own);
+        } else {
+            widen_single_kernels(&layer, &kernels, first, channels, own);
+        }
+        convolve(&layer, first, channels, ready);
+    }
+}

@@ -1,0 +1,150 @@
+/* Form `winograd2` (SPEC 6.5): F(2x2,3x3), 16 products for 4 output pixels of one kernel where 36 are usual.
+ *
+ * Points 0, 1, -1 and infinity. Kernels are transformed by whole numbers, G = (1,0,0; 1,1,1; 1,-1,1; 0,0,1); what Winograd's own G has
+ * beyond that, 1/2 (2, 1, 1, 2), goes into the transform of the sums, which come out 2 * 2 times too large, modulo 2^32.
+ * A value of a transformed kernel stays within 9 * 62 = 558, one of a patch within 4 * 128 = 512.
+ */
+#define KQ_SIDE 2u
+
+#include "kq_winograd.h"
+
+#define PATCH_OFFSET 0x02000200u /* 4 * 128 in both halves */
+
+/* See kq_winograd.h. */
+KQGEN_CODE static KQ_NOINLINE void transform_kernel(const uint32_t *taps, uint32_t *to, uint32_t step)
+{
+    uint32_t rows[4][3];
+    uint32_t i;
+    for (i = 0; i < 3u; ++i) {
+        const uint32_t near = taps[i] + taps[6u + i];
+        rows[0][i] = taps[i];
+        rows[1][i] = near + taps[3u + i];
+        rows[2][i] = near - taps[3u + i];
+        rows[3][i] = taps[6u + i];
+    }
+    for (i = 0; i < 4u; ++i) {
+        const uint32_t g0 = rows[i][0] + KQ_LANES;
+        const uint32_t near = g0 + rows[i][2];
+        *to = g0 ^ KQ_LANES;
+        to += step;
+        *to = (near + rows[i][1]) ^ KQ_LANES;
+        to += step;
+        *to = (near - rows[i][1]) ^ KQ_LANES;
+        to += step;
+        *to = (rows[i][2] + KQ_LANES) ^ KQ_LANES;
+        to += step;
+    }
+}
+
+/* The columns of one half of four channels, transformed, into columns[row * 4 + column]. */
+static KQ_INLINE void spread_column(const uint32_t *words, uint32_t shift, uint32_t *columns)
+{
+    const uint32_t d0 = (words[0] >> shift) & 0x00FF00FFu;
+    const uint32_t d1 = (words[1] >> shift) & 0x00FF00FFu;
+    const uint32_t d2 = (words[2] >> shift) & 0x00FF00FFu;
+    const uint32_t d3 = (words[3] >> shift) & 0x00FF00FFu;
+    columns[0] = d0 - d2;
+    columns[4] = d1 + d2;
+    columns[8] = d2 - d1;
+    columns[12] = d1 - d3;
+}
+
+/* The rows of what spread_column left, transformed and stored as int16, each position `step` words after the one before. */
+KQGEN_CODE static KQ_NOINLINE void spread_rows(const uint32_t *columns, uint32_t *to, uint32_t step)
+{
+    uint32_t *const middle = to + 5u * step;
+    uint32_t row;
+    for (row = 0; row < 4u; ++row) {
+        /* What is added makes each result KQ_LANES larger, modulo 2^32. */
+        const uint32_t d0 = columns[0] + 2u * KQ_LANES;
+        const uint32_t d1 = columns[1];
+        const uint32_t d2 = columns[2] + KQ_LANES;
+        const uint32_t d3 = columns[3] - KQ_LANES;
+        *to = (d0 - d2) ^ KQ_LANES;
+        to += step;
+        *to = (d1 + d2) ^ KQ_LANES;
+        to += step;
+        *to = (d2 - d1) ^ KQ_LANES;
+        to += step;
+        *to = (d1 - d3) ^ KQ_LANES;
+        to += step;
+        columns += 4;
+    }
+    *middle = ((*middle ^ KQ_LANES) - PATCH_OFFSET) ^ KQ_LANES;
+}
+
+/* See kq_winograd.h. Values are read plus 128, as bytes without sign; all rows of the transform but the second sum to 0, so that only
+ * position (1, 1) holds 4 * 128 more, which is taken off. The transformed columns lie in run->sums meanwhile.
+ */
+KQGEN_CODE static void transform_patch(const kq_winograd *run, kq_pixel tile, uint32_t *to)
+{
+    const kq_window *window = &run->conv->window;
+    const kq_view view = kq_patch_at(window, tile);
+    const uint32_t c_in = window->c_in;
+    const uint32_t row_bytes = (uint32_t)window->w_in * c_in;
+    const uint32_t group = run->patch_group;
+    const uint32_t step = run->words * group;
+    const uint32_t whole = run->aligned != 0 && view.row_hi - view.row_lo == 4u;
+    uint32_t *const columns = run->sums;
+    uint32_t channel;
+    for (channel = 0; channel < c_in; channel += 4u) {
+        uint32_t column;
+        for (column = 0; column < 4u; ++column) {
+            uint32_t words[4];
+            uint32_t row;
+            if (whole != 0 && column - view.col_lo < view.col_hi - view.col_lo) {
+                const int8_t *at = run->input + (uint32_t)(view.base + column * c_in) + channel;
+                for (row = 0; row < 4u; ++row) {
+                    words[row] = kq_word_at(at) ^ 0x80808080u;
+                    at += row_bytes;
+                }
+            } else {
+                for (row = 0; row < 4u; ++row) {
+                    words[row] = kq_patch_word(run, &view, row, column, channel) ^ 0x80808080u;
+                }
+            }
+            spread_column(words, 0, columns + column);
+            spread_column(words, 8u, columns + 16u + column);
+        }
+        spread_rows(columns, to, step);
+        spread_rows(columns + 16, to + group, step);
+        to += 2u * group;
+    }
+}
+
+/* See kq_winograd.h. The transform of the sums is A = (2,1,1,0; 0,1,-1,-2). */
+KQGEN_CODE static void store_tile(const kq_winograd *run, const uint32_t *sums, uint32_t channel, kq_pixel tile)
+{
+    const kq_window *window = &run->conv->window;
+    const kq_finish finish = kq_finish_of(&run->conv->requant, channel, 1u);
+    const uint32_t y = tile.y * 2u;
+    const uint32_t x = tile.x * 2u;
+    const uint32_t rows = window->h_out - y < 2u ? window->h_out - y : 2u;
+    const uint32_t cols = window->w_out - x < 2u ? window->w_out - x : 2u;
+    int8_t *to = run->output + (y * window->w_out + x) * window->c_out + channel;
+    uint32_t halves[4][2];
+    uint32_t i;
+    for (i = 0; i < 4u; ++i) {
+        const uint32_t m1 = sums[KQ_SUMS], m2 = sums[2u * KQ_SUMS];
+        halves[i][0] = (sums[0] << 1) + m1 + m2;
+        halves[i][1] = m1 - m2 - (sums[3u * KQ_SUMS] << 1);
+        sums += 4u * KQ_SUMS;
+    }
+    for (i = 0; i < cols; ++i) {
+        const uint32_t m1 = halves[1][i], m2 = halves[2][i];
+        kq_finish_pixel(&finish, kq_shift_down(kq_signed((halves[0][i] << 1) + m1 + m2), 2u), to);
+        if (rows > 1u) {
+            int8_t *below = to + (uint32_t)window->w_out * window->c_out;
+            kq_finish_pixel(&finish, kq_shift_down(kq_signed(m1 - m2 - (halves[3][i] << 1)), 2u), below);
+        }
+        to += window->c_out;
+    }
+}
+
+/* Form `winograd2` (SPEC 6.5): 3x3 kernels, stride 1; scratch as SPEC 6.4. window.tile: output channels, 2 or a multiple of 4; strip: tiles
+ * of 2x2 pixels, even, a multiple of 4 where tile is 2; one more where the codebook is expanded.
+ */
+KQGEN_CODE void kq_conv2d_winograd2_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch)
+{
+    kq_winograd_run(conv, input, output, scratch);
+}

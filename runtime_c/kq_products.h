@@ -1,0 +1,107 @@
+/* Inner products of words that hold two int16 each, a group of streams against another: what all Winograd forms spend their time on.
+ *
+ * A group's words are interleaved: [position][word][stream]. Sums are modulo 2^32.
+ */
+#ifndef KQ_PRODUCTS_H
+#define KQ_PRODUCTS_H
+
+#include "kq_fixed.h"
+#include "kq_types.h"
+
+#if defined(__ARM_FEATURE_DSP)
+#include <arm_acle.h>
+#endif
+
+#if defined(__GNUC__) && defined(__thumb__) && !defined(__thumb2__)
+#define KQ_KERNEL_GROUP 2u /* eight low registers: two streams against two */
+#else
+#define KQ_KERNEL_GROUP 4u /* four against two */
+#endif
+#define KQ_SUMS (2u * KQ_KERNEL_GROUP)
+
+/* floor(acc * multiplier / 2^16) for acc read as signed, multiplier 0..32767 (SPEC 3.3). */
+KQGEN_CODE static inline uint32_t kq_times_high(uint32_t acc, uint32_t multiplier)
+{
+#if defined(__ARM_FEATURE_DSP)
+    return (uint32_t)__smulwb((int32_t)acc, (int32_t)multiplier);
+#else
+    return (uint32_t)kq_shift_down(kq_signed(acc), 16) * multiplier + (((acc & 0xFFFFu) * multiplier) >> 16);
+#endif
+}
+
+/* Adds to `sum` the products of the low halves and of the high halves, modulo 2^32. */
+static KQ_INLINE uint32_t kq_multiply_add(uint32_t a, uint32_t b, uint32_t sum)
+{
+#if defined(__ARM_FEATURE_DSP)
+    return (uint32_t)__smlad((int16x2_t)a, (int16x2_t)b, (int32_t)sum);
+#else
+    const uint32_t low = (uint32_t)((int32_t)(int16_t)(a & 0xFFFFu) * (int16_t)(b & 0xFFFFu));
+    return sum + low + (uint32_t)(kq_shift_down(kq_signed(a), 16) * kq_shift_down(kq_signed(b), 16));
+#endif
+}
+
+#if KQ_KERNEL_GROUP == 4u
+/* For each position the eight sums of four streams (slow) with two (fast). */
+KQGEN_CODE static KQ_NOINLINE void kq_products(
+    const uint32_t *fours, const uint32_t *twos, uint32_t words, uint32_t positions, uint32_t *sums)
+{
+    uint32_t position;
+    for (position = 0; position < positions; ++position) {
+        const uint32_t *const end = fours + 4u * words;
+        uint32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0, s4 = 0, s5 = 0, s6 = 0, s7 = 0;
+        while (fours != end) {
+            const uint32_t b0 = twos[0];
+            const uint32_t b1 = twos[1];
+            uint32_t a0 = fours[0];
+            uint32_t a1 = fours[1];
+            s0 = kq_multiply_add(a0, b0, s0);
+            s1 = kq_multiply_add(a0, b1, s1);
+            s2 = kq_multiply_add(a1, b0, s2);
+            s3 = kq_multiply_add(a1, b1, s3);
+            a0 = fours[2];
+            a1 = fours[3];
+            s4 = kq_multiply_add(a0, b0, s4);
+            s5 = kq_multiply_add(a0, b1, s5);
+            s6 = kq_multiply_add(a1, b0, s6);
+            s7 = kq_multiply_add(a1, b1, s7);
+            fours += 4;
+            twos += 2;
+        }
+        sums[0] = s0;
+        sums[1] = s1;
+        sums[2] = s2;
+        sums[3] = s3;
+        sums[4] = s4;
+        sums[5] = s5;
+        sums[6] = s6;
+        sums[7] = s7;
+        sums += 8;
+    }
+}
+#else
+/* For each position the four sums of two streams (slow) with two (fast). */
+KQGEN_CODE static KQ_NOINLINE void kq_products(
+    const uint32_t *kernels, const uint32_t *patches, uint32_t words, uint32_t positions, uint32_t *sums)
+{
+    uint32_t position;
+    for (position = 0; position < positions; ++position) {
+        const uint32_t *const end = kernels + 2u * words;
+        uint32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+        while (kernels != end) {
+            s0 = kq_multiply_add(kernels[0], patches[0], s0);
+            s1 = kq_multiply_add(kernels[0], patches[1], s1);
+            s2 = kq_multiply_add(kernels[1], patches[0], s2);
+            s3 = kq_multiply_add(kernels[1], patches[1], s3);
+            kernels += 2;
+            patches += 2;
+        }
+        sums[0] = s0;
+        sums[1] = s1;
+        sums[2] = s2;
+        sums[3] = s3;
+        sums += 4;
+    }
+}
+#endif
+
+#endif
