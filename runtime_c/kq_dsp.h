@@ -1,0 +1,114 @@
+/* Pieces of the forms for cores with the DSP extension (SPEC 6.5): two int16 in a word, two products an instruction. Each piece has a plain
+ * C twin that gives the same bits.
+ *
+ * Quads: four int8 in a word, the first in the lowest byte. A quad widens to two words of int16: its first and third value, then its second
+ * and fourth; weights and inputs alike, so that the order does not matter to their products.
+ */
+#ifndef KQ_DSP_H
+#define KQ_DSP_H
+
+#include "kq_types.h"
+
+/* The quad at any address: cores with the DSP extension load words from everywhere. */
+static KQ_INLINE uint32_t kq_quad_at(const int8_t *from)
+{
+#if defined(__ARM_FEATURE_DSP)
+    typedef uint32_t __attribute__((may_alias, aligned(1))) anywhere;
+    return *(const anywhere *)from;
+#else
+    return (uint32_t)(uint8_t)from[0] | (uint32_t)(uint8_t)from[1] << 8 | (uint32_t)(uint8_t)from[2] << 16 | (uint32_t)(uint8_t)from[3] << 24;
+#endif
+}
+
+/* First and third value of a quad as int16, the first in the low half. */
+static KQ_INLINE uint32_t kq_even_values(uint32_t quad)
+{
+#if defined(__ARM_FEATURE_DSP)
+    uint32_t values;
+    __asm__("sxtb16 %0, %1" : "=r"(values) : "r"(quad));
+    return values;
+#else
+    return ((uint32_t)(int8_t)(quad & 0xFFu) & 0xFFFFu) | (uint32_t)(int8_t)((quad >> 16) & 0xFFu) << 16;
+#endif
+}
+
+/* Second and fourth value of a quad as int16, the second in the low half. */
+static KQ_INLINE uint32_t kq_odd_values(uint32_t quad)
+{
+#if defined(__ARM_FEATURE_DSP)
+    uint32_t values;
+    __asm__("sxtb16 %0, %1, ror #8" : "=r"(values) : "r"(quad));
+    return values;
+#else
+    return kq_even_values(quad >> 8);
+#endif
+}
+
+/* The low halves of two words: that of `low` below that of `high`. */
+static KQ_INLINE uint32_t kq_low_halves(uint32_t low, uint32_t high)
+{
+#if defined(__ARM_FEATURE_DSP)
+    uint32_t halves;
+    __asm__("pkhbt %0, %1, %2, lsl #16" : "=r"(halves) : "r"(low), "r"(high));
+    return halves;
+#else
+    return (low & 0xFFFFu) | high << 16;
+#endif
+}
+
+/* The high halves of two words: that of `low` below that of `high`. */
+static KQ_INLINE uint32_t kq_high_halves(uint32_t low, uint32_t high)
+{
+#if defined(__ARM_FEATURE_DSP)
+    uint32_t halves;
+    __asm__("pkhtb %0, %1, %2, asr #16" : "=r"(halves) : "r"(high), "r"(low));
+    return halves;
+#else
+    return low >> 16 | (high & 0xFFFF0000u);
+#endif
+}
+
+/* The quad itself where `flip` is 0, minus it where all bits of `flip` are set. Values -127..127. */
+static KQ_INLINE uint32_t kq_flipped_quad(uint32_t quad, uint32_t flip)
+{
+    const uint32_t turned = quad ^ flip;
+#if defined(__ARM_FEATURE_DSP)
+    uint32_t flipped;
+    __asm__("ssub8 %0, %1, %2" : "=r"(flipped) : "r"(turned), "r"(flip));
+    return flipped;
+#else
+    /* Adds the flip's 1 to each byte without a carry into the next. */
+    const uint32_t ones = flip & 0x01010101u;
+    return ((turned & 0x7F7F7F7Fu) + ones) ^ (turned & 0x80808080u);
+#endif
+}
+
+/* As a quad of numbers of `bits` bits, 4 or 6, from their bits as unsigned bytes. */
+static KQ_INLINE uint32_t kq_signed_quad(uint32_t quad, uint32_t bits)
+{
+    const uint32_t half = 0x01010101u << (bits - 1u);
+    return (((quad ^ half) | 0x80808080u) - half) ^ 0x80808080u;
+}
+
+/* Four 6-bit numbers from three bytes, the first in the lowest bits. */
+static KQ_INLINE uint32_t kq_quad_of_6_bits(const uint8_t *from)
+{
+    const uint32_t packed = from[0] | (uint32_t)from[1] << 8 | (uint32_t)from[2] << 16;
+    const uint32_t spread = (packed & 0x3Fu) | (packed & 0xFC0u) << 2 | (packed & 0x3F000u) << 4 | (packed & 0xFC0000u) << 6;
+    return kq_signed_quad(spread, 6u);
+}
+
+/* The dot products of groups of four output channels with the windows of two pixels.
+ *
+ * A group of `weights` is four biases, then for each step (two values of a window) a word a channel, then four multipliers. `x` holds for each
+ * step a word a pixel; steps are an even number, at least 2. `x_last` is the last word of x, `x_eights` the last word of its whole eights of
+ * steps (the word before x where there is none), `w_last` the last word of the last group.
+ * to0 and to1 get four int8 a group: int8 saturation of zero_point + (acc * multiplier + 2^31) / 2^32 rounded down, multiplier 0..2^31-1.
+ * Where to1 is NULL one group is computed and its accumulators go to to0 as eight int32, a channel's two pixels side by side.
+ * Sums are modulo 2^32.
+ */
+void kq_dsp_groups(
+    const uint32_t *x, const uint32_t *weights, void *to0, int8_t *to1, const uint32_t *x_eights, const uint32_t *x_last,
+    const uint32_t *w_last, int32_t zero_point);
+
+#endif
