@@ -29,6 +29,7 @@ class Core:
         elf_cpu_arch: values of Tag_CPU_arch (Arm "ELF for the Arm Architecture" addenda, build attributes) that code for it has.
         has_long_multiply: UMULL and SMULL exist.
         has_dsp: the DSP extension is there (SMLAD and its kin).
+        has_mve: integer vectors are there (Helium, MVE-I).
         unicorn_model: name of unicorn's CPU model (the end of UC_CPU_ARM_*), None where unicorn has none.
     """
 
@@ -39,11 +40,17 @@ class Core:
     elf_cpu_arch: tuple[int, ...]
     has_long_multiply: bool
     has_dsp: bool
+    has_mve: bool
     unicorn_model: str | None
 
     def without_dsp(self) -> Core:
         """The same core built without the DSP extension, an option its maker has on the M33."""
         return replace(self, gcc_cpu=self.gcc_cpu + "+nodsp", zig_cpu=self.zig_cpu + "-dsp", has_dsp=False)
+
+    @property
+    def float_abi(self) -> Literal["soft", "softfp"]:
+        """The value of -mfloat-abi. Under softfp arguments travel as under soft: objects of the two link."""
+        return "softfp" if self.has_mve else "soft"
 
     @property
     def is_host(self) -> bool:
@@ -52,18 +59,18 @@ class Core:
 
 
 # Tag_CPU_arch: 10 v7 (with profile M: ARMv7-M), 11 v6-M, 12 v6S-M, 13 v7E-M, 17 v8-M.mainline, 21 v8.1-M.mainline.
-# Every core is compiled for the soft float ABI: the generated code holds no float, so no FPU register is ever touched and the
-# objects link into firmware of the soft and softfp ABI. On the M55 that leaves Helium (MVE) out too, because GCC offers it
-# under the hard and softfp ABIs only: the same scalar ARMv8.1-M instructions from both compilers, no vector code nobody wrote.
+# No core's FPU is used: the generated code holds no float, so it is compiled for the soft float ABI and links into firmware of the soft
+# and softfp ABI. GCC offers Helium (MVE) under the hard and softfp ABIs only, so the M55 takes softfp, with integer vectors and no FPU
+# (clang leaves MVE out of its M55 without an FPU unless asked).
 CORES: tuple[Core, ...] = (
-    Core("host", "host computer", "", "", (), True, False, None),
-    Core("m0", "Cortex-M0", "cortex-m0", "cortex_m0", (11, 12), False, False, "CORTEX_M0"),
-    Core("m0p", "Cortex-M0+", "cortex-m0plus", "cortex_m0plus", (11, 12), False, False, "CORTEX_M0"),
-    Core("m3", "Cortex-M3", "cortex-m3", "cortex_m3", (10,), True, False, "CORTEX_M3"),
-    Core("m4", "Cortex-M4", "cortex-m4", "cortex_m4", (13,), True, True, "CORTEX_M4"),
-    Core("m7", "Cortex-M7", "cortex-m7", "cortex_m7", (13,), True, True, "CORTEX_M7"),
-    Core("m33", "Cortex-M33", "cortex-m33", "cortex_m33", (17,), True, True, "CORTEX_M33"),
-    Core("m55", "Cortex-M55", "cortex-m55", "cortex_m55", (21,), True, True, None),
+    Core("host", "host computer", "", "", (), True, False, False, None),
+    Core("m0", "Cortex-M0", "cortex-m0", "cortex_m0", (11, 12), False, False, False, "CORTEX_M0"),
+    Core("m0p", "Cortex-M0+", "cortex-m0plus", "cortex_m0plus", (11, 12), False, False, False, "CORTEX_M0"),
+    Core("m3", "Cortex-M3", "cortex-m3", "cortex_m3", (10,), True, False, False, "CORTEX_M3"),
+    Core("m4", "Cortex-M4", "cortex-m4", "cortex_m4", (13,), True, True, False, "CORTEX_M4"),
+    Core("m7", "Cortex-M7", "cortex-m7", "cortex_m7", (13,), True, True, False, "CORTEX_M7"),
+    Core("m33", "Cortex-M33", "cortex-m33", "cortex_m33", (17,), True, True, False, "CORTEX_M33"),
+    Core("m55", "Cortex-M55", "cortex-m55+nofp", "cortex_m55+mve-mve_fp", (21,), True, True, True, None),
 )
 
 

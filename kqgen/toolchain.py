@@ -159,14 +159,14 @@ def find_host_compiler() -> Toolchain:
 def core_flags(kind: ToolchainKind, core: Core) -> tuple[str, ...]:
     """Flags that choose the core and its ABI; the same for compiling and linking.
 
-    Soft float everywhere (see board.CORES). ARMv6-M has no table branch: switches there become compares, as the
+    The float ABI is the core's (see board.CORES). ARMv6-M has no table branch: switches there become compares, as the
     library routine a jump table needs is not linked.
     """
     if core.is_host:
         return ()
     flags = ("-mcpu=" + core.gcc_cpu, "-mthumb") if kind == "gcc" else ("-target", "thumb-freestanding-eabi", "-mcpu=" + core.zig_cpu)
     no_tables = ("-fno-jump-tables",) if not core.has_long_multiply else ()
-    return (*flags, "-mfloat-abi=soft", *no_tables)
+    return (*flags, "-mfloat-abi=" + core.float_abi, *no_tables)
 
 
 def compile_flags(kind: ToolchainKind, core: Core, optimise: str = "-O2") -> tuple[str, ...]:

@@ -60,5 +60,5 @@ def project_view(model: str, board: Board, runtime_files: Sequence[str]) -> Proj
 def _toolchain_view(core: Core) -> ToolchainView:
     # ARMv6-M has no table branch, and the library routine that a jump table would call is not linked.
     tables = [] if core.has_long_multiply else ["-fno-jump-tables"]
-    flags = " ".join([f"-mcpu={core.gcc_cpu}", "-mthumb", "-mfloat-abi=soft", *tables])
+    flags = " ".join([f"-mcpu={core.gcc_cpu}", "-mthumb", f"-mfloat-abi={core.float_abi}", *tables])
     return ToolchainView(f"toolchain-{core.name}.cmake", core.title, core.gcc_cpu, flags)

@@ -44,6 +44,10 @@ void kq_conv2d_reuse_s8_ref(const kq_conv2d_kq *conv, const int8_t *input, int8_
 void kq_conv2d_mve_s8(const kq_conv2d *conv, const int8_t *input, int8_t *output, void *scratch);
 void kq_conv2d_decode_mve_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
 
+/* Convolution by lookup, 3x3 kernels and stride 1, by Winograd's F(2x2,3x3) and F(4x4,3x3) on integers. SPEC 5.1, 6.5. */
+void kq_conv2d_winograd2_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
+void kq_conv2d_winograd4_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
+
 /* Sum of two maps in their own quantisations. SPEC 5.2. */
 void kq_add_s8(const kq_add *add, const int8_t *a, const int8_t *b, int8_t *output);
 

@@ -11,8 +11,9 @@ import pytest
 from conftest import require_tool
 
 from kqgen.board import CORES, load_core
+from kqgen.elf import read_elf
 from kqgen.errors import InputError, ToolchainError
-from kqgen.toolchain import compile_flags, core_flags, find_host_compiler, find_toolchain, run_tool
+from kqgen.toolchain import compile_flags, compile_object, core_flags, find_host_compiler, find_toolchain, run_tool
 
 KINDS: tuple[tuple[Literal["gcc", "zig"], str], ...] = (("gcc", "arm-none-eabi-gcc "), ("zig", "zig cc "))
 
@@ -82,10 +83,25 @@ def test_flags_choose_the_core() -> None:
     assert core_flags("gcc", load_core("m4")) == ("-mcpu=cortex-m4", "-mthumb", "-mfloat-abi=soft")
     assert core_flags("zig", load_core("m3")) == ("-target", "thumb-freestanding-eabi", "-mcpu=cortex_m3", "-mfloat-abi=soft")
     assert core_flags("cc", load_core("host")) == ()
+    assert core_flags("gcc", load_core("m55")) == ("-mcpu=cortex-m55+nofp", "-mthumb", "-mfloat-abi=softfp")
     for core in CORES:
         assert "-O3" in compile_flags("gcc", core, "-O3")
         assert "-fstack-usage" in compile_flags("gcc", core)
         assert "-fstack-size-section" in compile_flags("zig", core)
+
+
+@pytest.mark.parametrize("kind", ["gcc", "zig"])
+def test_the_m55_has_integer_vectors_and_no_floats(tmp_path: Path, kind: Literal["gcc", "zig"]) -> None:
+    require_tool(kind)
+    source = tmp_path / "vectors.c"
+    source.write_text(
+        "#include <arm_mve.h>\n"
+        "#if __ARM_FEATURE_MVE != 1 || defined(__ARM_FP)\n#error vectors of integers alone\n#endif\n"
+        "int dot(const signed char *a) { return vmladavq_s8(vldrbq_s8(a), vldrbq_s8(a)); }\n",
+        encoding="ascii",
+    )
+    compile_object(find_toolchain(kind), load_core("m55"), source, tmp_path / "vectors.o", flags=("-Wall", "-Werror"))
+    assert "dot" in {symbol.name for symbol in read_elf(tmp_path / "vectors.o").symbols}
 
 
 def test_a_tool_that_fails_keeps_its_words() -> None:
