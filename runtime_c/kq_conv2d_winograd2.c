@@ -76,7 +76,7 @@ KQGEN_CODE static KQ_NOINLINE void spread_rows(const uint32_t *columns, uint32_t
 /* See kq_winograd.h. Values are read plus 128, as bytes without sign; all rows of the transform but the second sum to 0, so that only
  * position (1, 1) holds 4 * 128 more, which is taken off. The transformed columns lie in run->sums meanwhile.
  */
-KQGEN_CODE static void transform_patch(const kq_winograd *run, kq_pixel tile, uint32_t *to)
+KQGEN_CODE static KQ_NOINLINE void transform_patch(const kq_winograd *run, kq_pixel tile, uint32_t *to)
 {
     const kq_window *window = &run->conv->window;
     const kq_view view = kq_patch_at(window, tile);
@@ -113,7 +113,7 @@ KQGEN_CODE static void transform_patch(const kq_winograd *run, kq_pixel tile, ui
 }
 
 /* See kq_winograd.h. The transform of the sums is A = (2,1,1,0; 0,1,-1,-2). */
-KQGEN_CODE static void store_tile(const kq_winograd *run, const uint32_t *sums, uint32_t channel, kq_pixel tile)
+KQGEN_CODE static KQ_NOINLINE void store_tile(const kq_winograd *run, const uint32_t *sums, uint32_t channel, kq_pixel tile)
 {
     const kq_window *window = &run->conv->window;
     const kq_finish finish = kq_finish_of(&run->conv->requant, channel, 1u);

@@ -19,13 +19,14 @@
 #endif
 #define KQ_SUMS (2u * KQ_KERNEL_GROUP)
 
-/* floor(acc * multiplier / 2^16) for acc read as signed, multiplier 0..32767 (SPEC 3.3). */
-KQGEN_CODE static inline uint32_t kq_times_high(uint32_t acc, uint32_t multiplier)
+/* floor(acc * multiplier / 2^16) + plus for acc read as signed, multiplier 0..32767 (SPEC 3.3); the result fits int32. */
+KQGEN_CODE static inline int32_t kq_times_high(uint32_t acc, uint32_t multiplier, uint32_t plus)
 {
 #if defined(__ARM_FEATURE_DSP)
-    return (uint32_t)__smulwb((int32_t)acc, (int32_t)multiplier);
+    return __smlawb((int32_t)acc, (int32_t)multiplier, (int32_t)plus);
 #else
-    return (uint32_t)kq_shift_down(kq_signed(acc), 16) * multiplier + (((acc & 0xFFFFu) * multiplier) >> 16);
+    const uint32_t high = (uint32_t)kq_shift_down(kq_signed(acc), 16);
+    return kq_signed(high * multiplier + (((acc & 0xFFFFu) * multiplier) >> 16) + plus);
 #endif
 }
 

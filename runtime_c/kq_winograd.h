@@ -1,0 +1,372 @@
+/* What both Winograd forms of a 3x3 convolution with stride 1 share (SPEC 6.5): F(2x2,3x3) and F(4x4,3x3) on integers, exact to the bit.
+ *
+ * A form defines KQ_SIDE, the output pixels of a tile along each axis (2 or 4), includes this and adds the functions declared last here.
+ *
+ * Transforms are linear, so they run on two channels in one word, x0 + x1 * 2^16 mod 2^32, by plain 32-bit additions and shifts: a carry of
+ * the low half into the high one is part of that number. At the end KQ_LANES (2^15 in each half) is added, which leaves both halves in
+ * 0..2^16-1, and flipping the top bit of each half gives two int16, for every result fits int16.
+ */
+#ifndef KQ_WINOGRAD_H
+#define KQ_WINOGRAD_H
+
+#include "kq.h"
+#include "kq_bits.h"
+#include "kq_fixed.h"
+#include "kq_products.h"
+#include "kq_window.h"
+
+#define KQ_PATCH (KQ_SIDE + 2u)                   /* input pixels of a tile along each axis */
+#define KQ_POSITIONS (KQ_PATCH * KQ_PATCH)        /* products of one kernel and one patch */
+#define KQ_TAPS 9u
+#define KQ_LANES 0x80008000u
+
+/* Whether four channels of a map are read as one word: on cores that read words at any address, and where a map is aligned. */
+#if defined(__ARM_FEATURE_UNALIGNED)
+#define KQ_ANY_ADDRESS 1
+#else
+#define KQ_ANY_ADDRESS 0
+#endif
+
+/* A layer on its way; the parts of scratch as SPEC 6.4. Words hold two int16: channels c and c + 2 of four in a row, then c + 1 and c + 3. */
+typedef struct {
+    const kq_conv2d_kq *conv;
+    const int8_t *input;
+    int8_t *output;
+    uint32_t *kernels; /* of `tile` output channels: [tile / kernel_group][position][words][kernel_group] */
+    uint32_t *patches; /* of `strip` tiles of pixels: [strip / patch_group][position][words][patch_group] */
+    uint32_t *sums;    /* of one group of kernels with one of patches: [position][KQ_SUMS] */
+    int8_t *book;      /* codewords as int8, or NULL */
+    uint32_t words;    /* of one pixel: 2 * ceil(c_in / 4) */
+    uint32_t kernel_group, patch_group;
+    uint32_t aligned; /* four channels of a pixel may be read as one word */
+    uint32_t pads;    /* four padded channels, where all read the same */
+} kq_winograd;
+
+/* The nine values of a codeword, -31..31. */
+KQGEN_CODE static KQ_NOINLINE void kq_read_codeword(const uint8_t *codebook, uint32_t codeword, int8_t *values)
+{
+    const kq_bit_reader reader = kq_bits_at(codebook, codeword * KQ_TAPS, 6u);
+    const uint8_t *next = reader.next;
+    uint32_t held = reader.held;
+    uint32_t held_bits = reader.held_bits;
+    uint32_t t;
+    for (t = 0; t < KQ_TAPS; ++t) {
+        if (held_bits < 6u) {
+            held |= (uint32_t)*next << held_bits;
+            ++next;
+            held_bits += 8u;
+        }
+        values[t] = (int8_t)kq_sign_extend(held & 63u, 6u);
+        held >>= 6;
+        held_bits -= 6u;
+    }
+}
+
+/* The values of one codeword: from the expanded codebook, or read into `buffer`. */
+KQGEN_CODE static inline const int8_t *kq_codeword(const kq_winograd *run, uint32_t codeword, int8_t *buffer)
+{
+    if (run->book != NULL) {
+        return run->book + codeword * KQ_TAPS;
+    }
+    kq_read_codeword(run->conv->codebook, codeword, buffer);
+    return buffer;
+}
+
+/* The kernel an index names without its sign, -62..62. */
+KQGEN_CODE static KQ_NOINLINE const int8_t *kq_kernel(const kq_winograd *run, uint32_t code, int8_t *buffer)
+{
+    const kq_conv2d_kq *conv = run->conv;
+    uint32_t stage_bits;
+    uint32_t t;
+    const int8_t *first;
+    const int8_t *second;
+    int8_t other[KQ_TAPS];
+    if (conv->stages != 2u) {
+        return kq_codeword(run, code, buffer);
+    }
+    stage_bits = ((uint32_t)conv->index_bits - conv->sign) >> 1;
+    first = kq_codeword(run, code & (((uint32_t)1 << stage_bits) - 1u), buffer);
+    second = kq_codeword(run, conv->codewords + (code >> stage_bits), other);
+    for (t = 0; t < KQ_TAPS; ++t) {
+        buffer[t] = (int8_t)(first[t] + second[t]);
+    }
+    return buffer;
+}
+
+/* A kernel, and by what to multiply it: 1 or -1 by its sign, times its place in a word. */
+typedef struct {
+    const int8_t *values;
+    uint32_t factor;
+} kq_signed_kernel;
+
+/* The kernel that the next index names, in the place `lane` (1 or 2^16) of a word. */
+KQGEN_CODE static inline kq_signed_kernel kq_next_kernel(const kq_winograd *run, kq_bit_reader *indices, uint32_t lane, int8_t *buffer)
+{
+    const uint32_t code_bits = (uint32_t)run->conv->index_bits - run->conv->sign;
+    const uint32_t index = kq_bits_next(indices, run->conv->index_bits);
+    kq_signed_kernel kernel;
+    kernel.factor = (index >> code_bits) != 0 ? (uint32_t)0 - lane : lane;
+    kernel.values = kq_kernel(run, index & (((uint32_t)1 << code_bits) - 1u), buffer);
+    return kernel;
+}
+
+/* Four bytes at a multiple of 4, or where KQ_ANY_ADDRESS anywhere. */
+KQGEN_CODE static inline uint32_t kq_word_at(const int8_t *at)
+{
+#if defined(__GNUC__)
+    typedef struct {
+#if KQ_ANY_ADDRESS
+        uint32_t word __attribute__((packed, may_alias));
+#else
+        uint32_t word __attribute__((may_alias));
+#endif
+    } word_at;
+    return ((const word_at *)(const void *)at)->word;
+#else
+    const uint8_t *bytes = (const uint8_t *)at;
+    return bytes[0] | (uint32_t)bytes[1] << 8 | (uint32_t)bytes[2] << 16 | (uint32_t)bytes[3] << 24;
+#endif
+}
+
+/* Four channels at any address, the first lowest; those beyond `channels` (1 or more) are 0. */
+KQGEN_CODE static KQ_NOINLINE uint32_t kq_bytes_at(const int8_t *at, uint32_t channels)
+{
+    const uint32_t count = channels < 4u ? channels : 4u;
+    uint32_t word = 0;
+    uint32_t i;
+    for (i = count; i != 0; --i) {
+        word = word << 8 | (uint8_t)at[i - 1u];
+    }
+    return word;
+}
+
+/* Requantisation of one output channel (SPEC 3.2, 5.8) in the fewest steps. */
+typedef struct {
+    uint32_t factor;  /* takes the transform's scale out and shifts by acc_shift, modulo 2^32 */
+    uint32_t bias;    /* shifted by acc_shift */
+    uint32_t multiplier;
+    uint32_t rounding; /* 2^(shift-1), and the zero point times 2^shift */
+    uint32_t shift;
+    int32_t lo, hi;
+    const kq_add *sum;
+} kq_finish;
+
+/* The requantisation of `channel`; `factor` modulo 2^32 takes out what the transform multiplied by. */
+KQGEN_CODE static inline kq_finish kq_finish_of(const kq_requant *requant, uint32_t channel, uint32_t factor)
+{
+    kq_finish finish;
+    finish.factor = factor << requant->acc_shift;
+    finish.bias = (uint32_t)requant->bias[channel] << requant->acc_shift;
+    finish.multiplier = (uint32_t)requant->multiplier[channel];
+    finish.shift = requant->shift[channel];
+    finish.rounding = (((uint32_t)1 << finish.shift) >> 1) + ((uint32_t)requant->zero_point << finish.shift);
+    finish.lo = requant->lo;
+    finish.hi = requant->hi;
+    finish.sum = requant->sum;
+    return finish;
+}
+
+/* Stores one pixel; `total` times finish->factor is its sum without the bias, times 2^acc_shift.
+ * The high 32 bits of acc * multiplier * 2^16 stay within 2^30 either way, the rounding within 2^29 + 2^21.
+ */
+KQGEN_CODE static inline void kq_finish_pixel(const kq_finish *finish, int32_t total, int8_t *to)
+{
+    const uint32_t acc = (uint32_t)total * finish->factor + finish->bias;
+    const int32_t scaled = kq_shift_down(kq_times_high(acc, finish->multiplier, finish->rounding), finish->shift);
+    *to = (int8_t)kq_summed(finish->sum, kq_clamped(scaled, finish->lo, finish->hi), *to);
+}
+
+/* Transforms one kernel of two channels, taps[9], and stores the value of each position `step` words after the one before. */
+static void transform_kernel(const uint32_t *taps, uint32_t *to, uint32_t step);
+
+/* Transforms the patch of the tile at `tile` (in tiles) into every run->patch_group-th word from `to` on. */
+static void transform_patch(const kq_winograd *run, kq_pixel tile, uint32_t *to);
+
+/* Stores the pixels of the tile at `tile` that lie on the map, one output channel, from every KQ_SUMS-th word of `sums`. */
+static void store_tile(const kq_winograd *run, const uint32_t *sums, uint32_t channel, kq_pixel tile);
+
+/* Reads four channels, from `channel` on, of the patch's pixel at (row, column): padding where it lies off the map, 0 beyond the last. */
+KQGEN_CODE static KQ_NOINLINE uint32_t kq_patch_word(const kq_winograd *run, const kq_view *view, uint32_t row, uint32_t column, uint32_t channel)
+{
+    const kq_window *window = &run->conv->window;
+    if (kq_on_map(view, row, column)) {
+        const int8_t *at = run->input + (uint32_t)(view->base + (row * window->w_in + column) * window->c_in) + channel;
+        return run->aligned != 0 ? kq_word_at(at) : kq_bytes_at(at, window->c_in - channel);
+    }
+    return run->conv->pad_values != NULL ? kq_bytes_at(run->conv->pad_values + channel, window->c_in - channel) : run->pads;
+}
+
+/* The rows and columns of a patch that lie on the map, and where its first pixel would (modulo 2^32). */
+KQGEN_CODE static inline kq_view kq_patch_at(const kq_window *window, kq_pixel tile)
+{
+    kq_view view;
+    const int32_t top = (int32_t)(tile.y * KQ_SIDE) - window->pad_top;
+    const int32_t left = (int32_t)(tile.x * KQ_SIDE) - window->pad_left;
+    kq_valid_taps(top, KQ_PATCH, window->h_in, &view.row_lo, &view.row_hi);
+    kq_valid_taps(left, KQ_PATCH, window->w_in, &view.col_lo, &view.col_hi);
+    view.base = ((uint32_t)top * window->w_in + (uint32_t)left) * window->c_in;
+    return view;
+}
+
+/* Transforms the kernels of output channels first..first+channels-1 into run->kernels. */
+KQGEN_CODE static KQ_NOINLINE void kq_transform_kernels(const kq_winograd *run, uint32_t first, uint32_t channels)
+{
+    const kq_conv2d_kq *conv = run->conv;
+    const uint32_t c_in = conv->window.c_in;
+    const uint32_t c_out = conv->window.c_out;
+    const uint32_t group = run->kernel_group;
+    uint32_t word;
+    for (word = 0; word < run->words; ++word) {
+        const uint32_t low = ((word >> 1) << 2) + (word & 1u);
+        const uint32_t high = low + 2u;
+        const uint32_t low_entry = low < c_in ? low * c_out + first : first;
+        const uint32_t high_entry = high < c_in ? high * c_out + first : first;
+        kq_bit_reader low_indices = kq_bits_at(conv->indices, low_entry, conv->index_bits);
+        kq_bit_reader high_indices = kq_bits_at(conv->indices, high_entry, conv->index_bits);
+        uint32_t *to = run->kernels + word * group;
+        uint32_t k;
+        for (k = 0; k < channels; ++k) {
+            int8_t low_buffer[KQ_TAPS], high_buffer[KQ_TAPS];
+            uint32_t taps[KQ_TAPS];
+            kq_signed_kernel a = kq_next_kernel(run, &low_indices, 1u, low_buffer);
+            kq_signed_kernel b = kq_next_kernel(run, &high_indices, 0x10000u, high_buffer);
+            uint32_t t;
+            if (low >= c_in) {
+                a.factor = 0;
+            }
+            if (high >= c_in) {
+                b.factor = 0;
+            }
+            for (t = 0; t < KQ_TAPS; ++t) {
+                taps[t] = (uint32_t)a.values[t] * a.factor + (uint32_t)b.values[t] * b.factor;
+            }
+            transform_kernel(taps, to, run->words * group);
+            ++to;
+            if (((k + 1u) & (group - 1u)) == 0) {
+                to += (KQ_POSITIONS * run->words - 1u) * group;
+            }
+        }
+    }
+}
+
+/* All products of one tile of kernels and one strip of patches, and their pixels. */
+KQGEN_CODE static KQ_NOINLINE void kq_multiply(const kq_winograd *run, uint32_t first, uint32_t channels, kq_pixel start, uint32_t tiles)
+{
+    const uint32_t kernel_group = run->kernel_group;
+    const uint32_t patch_group = run->patch_group;
+    const uint32_t tiles_w = (run->conv->window.w_out + KQ_SIDE - 1u) >> (KQ_SIDE >> 1);
+    const uint32_t *kernels = run->kernels;
+    uint32_t k;
+    for (k = 0; k < channels; k += kernel_group) {
+        const uint32_t *patches = run->patches;
+        kq_pixel tile = start;
+        uint32_t t;
+        for (t = 0; t < tiles; ++t) {
+            const uint32_t j = t & (patch_group - 1u);
+            uint32_t i;
+            if (j == 0) {
+                if (patch_group < 4u) {
+                    kq_products(kernels, patches, run->words, KQ_POSITIONS, run->sums);
+                } else {
+                    kq_products(patches, kernels, run->words, KQ_POSITIONS, run->sums);
+                }
+                patches += KQ_POSITIONS * run->words * patch_group;
+            }
+            for (i = 0; i < kernel_group && k + i < channels; ++i) {
+                const uint32_t place = patch_group < 4u ? i * patch_group + j : j * kernel_group + i;
+                store_tile(run, run->sums + place, first + k + i, tile);
+            }
+            tile = kq_next_pixel(tile, tiles_w);
+        }
+        kernels += KQ_POSITIONS * run->words * kernel_group;
+    }
+}
+
+/* Transforms `tiles` patches from the tile at `tile` on; gives the tile after them. */
+KQGEN_CODE static KQ_NOINLINE kq_pixel kq_transform_strip(const kq_winograd *run, kq_pixel tile, uint32_t tiles)
+{
+    const uint32_t patch_group = run->patch_group;
+    const uint32_t tiles_w = (run->conv->window.w_out + KQ_SIDE - 1u) >> (KQ_SIDE >> 1);
+    uint32_t *to = run->patches;
+    uint32_t t;
+    for (t = 0; t < tiles; ++t) {
+        transform_patch(run, tile, to);
+        tile = kq_next_pixel(tile, tiles_w);
+        ++to;
+        if (((t + 1u) & (patch_group - 1u)) == 0) {
+            to += (KQ_POSITIONS * run->words - 1u) * patch_group;
+        }
+    }
+    return tile;
+}
+
+/* The whole layer. Strips of patches or tiles of kernels are the outer loop, whichever makes for less to transform again: kernels, c_out to
+ * a strip more, or patches, one to a tile of the map and a tile of output channels more.
+ */
+KQGEN_CODE static void kq_winograd_run(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch)
+{
+    const kq_window *window = &conv->window;
+    const uint32_t c_out = window->c_out;
+    const uint32_t tile = window->tile;
+    const uint32_t strip = conv->strip & ~(uint32_t)1u;
+    const uint32_t tiles_w = (window->w_out + KQ_SIDE - 1u) >> (KQ_SIDE >> 1);
+    const uint32_t tiles = ((window->h_out + KQ_SIDE - 1u) >> (KQ_SIDE >> 1)) * tiles_w;
+    kq_winograd run;
+    uint32_t strips_outside;
+    uint32_t first = 0, at = 0;
+    kq_pixel start = {0, 0}, next = {0, 0};
+    uint32_t kernels_first = c_out, patches_at = tiles;
+    run.conv = conv;
+    run.input = input;
+    run.output = output;
+    run.words = ((window->c_in + 3u) >> 2) << 1;
+    run.kernel_group = tile < 4u ? 2u : KQ_KERNEL_GROUP;
+    run.patch_group = tile < 4u ? KQ_KERNEL_GROUP : 2u;
+    run.kernels = scratch;
+    run.patches = run.kernels + KQ_POSITIONS * run.words * tile;
+    run.sums = run.patches + KQ_POSITIONS * run.words * strip;
+    run.book = NULL;
+    run.aligned = (window->c_in & 3u) == 0 && (KQ_ANY_ADDRESS || ((uintptr_t)input & 3u) == 0);
+    run.pads = (uint8_t)conv->pad_value * 0x01010101u;
+    if (conv->strip != strip) {
+        const uint32_t codewords = (uint32_t)conv->codewords * conv->stages;
+        uint32_t i;
+        run.book = (int8_t *)(run.sums + KQ_POSITIONS * 8u);
+        for (i = 0; i < codewords; ++i) {
+            kq_read_codeword(conv->codebook, i, run.book + i * KQ_TAPS);
+        }
+    }
+    strips_outside = c_out * tile * (tiles > strip ? tiles - strip : 0) <= tiles * strip * (c_out > tile ? c_out - tile : 0);
+    while (first < c_out && at < tiles) {
+        const uint32_t channels = c_out - first < tile ? c_out - first : tile;
+        const uint32_t patches = tiles - at < strip ? tiles - at : strip;
+        if (kernels_first != first) {
+            kq_transform_kernels(&run, first, channels);
+            kernels_first = first;
+        }
+        if (patches_at != at) {
+            next = kq_transform_strip(&run, start, patches);
+            patches_at = at;
+        }
+        kq_multiply(&run, first, channels, start, patches);
+        if (strips_outside) {
+            first += tile;
+            if (first >= c_out) {
+                first = 0;
+                at += strip;
+                start = next;
+            }
+        } else {
+            at += strip;
+            start = next;
+            if (at >= tiles) {
+                at = 0;
+                start.x = 0;
+                start.y = 0;
+                first += tile;
+            }
+        }
+    }
+}
+
+#endif
