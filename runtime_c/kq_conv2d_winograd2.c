@@ -36,17 +36,13 @@ KQGEN_CODE static KQ_NOINLINE void transform_kernel(const uint32_t *taps, uint32
     }
 }
 
-/* The columns of one half of four channels, transformed, into columns[row * 4 + column]. */
-static KQ_INLINE void spread_column(const uint32_t *words, uint32_t shift, uint32_t *columns)
+/* One column of a patch, transformed, into every fourth word from `to` on. */
+static KQ_INLINE void spread_column(uint32_t d0, uint32_t d1, uint32_t d2, uint32_t d3, uint32_t *to)
 {
-    const uint32_t d0 = (words[0] >> shift) & 0x00FF00FFu;
-    const uint32_t d1 = (words[1] >> shift) & 0x00FF00FFu;
-    const uint32_t d2 = (words[2] >> shift) & 0x00FF00FFu;
-    const uint32_t d3 = (words[3] >> shift) & 0x00FF00FFu;
-    columns[0] = d0 - d2;
-    columns[4] = d1 + d2;
-    columns[8] = d2 - d1;
-    columns[12] = d1 - d3;
+    to[0] = d0 - d2;
+    to[4] = d1 + d2;
+    to[8] = d2 - d1;
+    to[12] = d1 - d3;
 }
 
 /* The rows of what spread_column left, transformed and stored as int16, each position `step` words after the one before. */
@@ -88,23 +84,26 @@ KQGEN_CODE static KQ_NOINLINE void transform_patch(const kq_winograd *run, kq_pi
     uint32_t *const columns = run->sums;
     uint32_t channel;
     for (channel = 0; channel < c_in; channel += 4u) {
+        uint32_t offset = view.base + channel;
         uint32_t column;
         for (column = 0; column < 4u; ++column) {
-            uint32_t words[4];
-            uint32_t row;
+            uint32_t d0, d1, d2, d3;
             if (whole != 0 && column - view.col_lo < view.col_hi - view.col_lo) {
-                const int8_t *at = run->input + (uint32_t)(view.base + column * c_in) + channel;
-                for (row = 0; row < 4u; ++row) {
-                    words[row] = kq_word_at(at) ^ 0x80808080u;
-                    at += row_bytes;
-                }
+                const int8_t *at = run->input + offset;
+                d0 = kq_word_at(at);
+                d1 = kq_word_at(at + row_bytes);
+                at += 2u * row_bytes;
+                d2 = kq_word_at(at);
+                d3 = kq_word_at(at + row_bytes);
             } else {
-                for (row = 0; row < 4u; ++row) {
-                    words[row] = kq_patch_word(run, &view, row, column, channel) ^ 0x80808080u;
-                }
+                d0 = kq_patch_word(run, &view, 0, column, channel);
+                d1 = kq_patch_word(run, &view, 1u, column, channel);
+                d2 = kq_patch_word(run, &view, 2u, column, channel);
+                d3 = kq_patch_word(run, &view, 3u, column, channel);
             }
-            spread_column(words, 0, columns + column);
-            spread_column(words, 8u, columns + 16u + column);
+            spread_column(kq_even_bytes(d0), kq_even_bytes(d1), kq_even_bytes(d2), kq_even_bytes(d3), columns + column);
+            spread_column(kq_odd_bytes(d0), kq_odd_bytes(d1), kq_odd_bytes(d2), kq_odd_bytes(d3), columns + 16u + column);
+            offset += c_in;
         }
         spread_rows(columns, to, step);
         spread_rows(columns + 16, to + group, step);
@@ -115,30 +114,24 @@ KQGEN_CODE static KQ_NOINLINE void transform_patch(const kq_winograd *run, kq_pi
 /* See kq_winograd.h. The transform of the sums is A = (2,1,1,0; 0,1,-1,-2). */
 KQGEN_CODE static KQ_NOINLINE void store_tile(const kq_winograd *run, const uint32_t *sums, uint32_t channel, kq_pixel tile)
 {
-    const kq_window *window = &run->conv->window;
-    const kq_finish finish = kq_finish_of(&run->conv->requant, channel, 1u);
-    const uint32_t y = tile.y * 2u;
-    const uint32_t x = tile.x * 2u;
-    const uint32_t rows = window->h_out - y < 2u ? window->h_out - y : 2u;
-    const uint32_t cols = window->w_out - x < 2u ? window->w_out - x : 2u;
-    int8_t *to = run->output + (y * window->w_out + x) * window->c_out + channel;
-    uint32_t halves[4][2];
+    uint32_t totals[8];
+    uint32_t *at = totals;
     uint32_t i;
-    for (i = 0; i < 4u; ++i) {
+    for (i = 4; i != 0; --i) {
         const uint32_t m1 = sums[KQ_SUMS], m2 = sums[2u * KQ_SUMS];
-        halves[i][0] = (sums[0] << 1) + m1 + m2;
-        halves[i][1] = m1 - m2 - (sums[3u * KQ_SUMS] << 1);
+        at[0] = (sums[0] << 1) + m1 + m2;
+        at[1] = m1 - m2 - (sums[3u * KQ_SUMS] << 1);
         sums += 4u * KQ_SUMS;
+        at += 2;
     }
-    for (i = 0; i < cols; ++i) {
-        const uint32_t m1 = halves[1][i], m2 = halves[2][i];
-        kq_finish_pixel(&finish, kq_shift_down(kq_signed((halves[0][i] << 1) + m1 + m2), 2u), to);
-        if (rows > 1u) {
-            int8_t *below = to + (uint32_t)window->w_out * window->c_out;
-            kq_finish_pixel(&finish, kq_shift_down(kq_signed(m1 - m2 - (halves[3][i] << 1)), 2u), below);
-        }
-        to += window->c_out;
+    at = totals;
+    for (i = 2; i != 0; --i) {
+        const uint32_t m1 = at[2], m2 = at[4];
+        at[0] = (uint32_t)kq_shift_down(kq_signed((at[0] << 1) + m1 + m2), 2u);
+        at[2] = (uint32_t)kq_shift_down(kq_signed(m1 - m2 - (at[6] << 1)), 2u);
+        ++at;
     }
+    kq_store_tile(run->conv, totals, channel, tile, 1u, run->output);
 }
 
 /* Form `winograd2` (SPEC 6.5): 3x3 kernels, stride 1; scratch as SPEC 6.4. window.tile: output channels, 2 or a multiple of 4; strip: tiles

@@ -12,77 +12,105 @@
 #define INVERSE_OF_9 0x38E38E39u
 #define PATCH_OFFSET 0x12001200u /* 36 * 128 in both halves */
 
-/* One row or column of a kernel, transformed by G. */
-static KQ_INLINE void spread(uint32_t g0, uint32_t g1, uint32_t g2, uint32_t *to, uint32_t step)
-{
-    const uint32_t near = g0 + g2;
-    const uint32_t far = g0 + (g2 << 2);
-    const uint32_t twice = g1 << 1;
-    to[0] = g0;
-    to[step] = near + g1;
-    to[2u * step] = near - g1;
-    to[3u * step] = far + twice;
-    to[4u * step] = far - twice;
-    to[5u * step] = g2;
-}
-
-/* Transforms a kernel of two channels and stores each position `step` words after the one before. */
+/* See kq_winograd.h. */
 KQGEN_CODE static KQ_NOINLINE void transform_kernel(const uint32_t *taps, uint32_t *to, uint32_t step)
 {
-    uint32_t rows[6][3];
+    uint32_t columns[18];
+    const uint32_t *row = columns;
     uint32_t i;
     for (i = 0; i < 3u; ++i) {
-        spread(taps[i], taps[3u + i], taps[6u + i], &rows[0][i], 3u);
-    }
-    for (i = 0; i < 6u; ++i) {
-        const uint32_t g0 = rows[i][0] + KQ_LANES;
-        const uint32_t g1 = rows[i][1];
-        const uint32_t g2 = rows[i][2];
+        const uint32_t g0 = taps[i];
+        const uint32_t g1 = taps[i + 3u];
+        const uint32_t g2 = taps[i + 6u];
         const uint32_t near = g0 + g2;
         const uint32_t far = g0 + (g2 << 2);
-        const uint32_t twice = g1 << 1;
+        columns[i] = g0;
+        columns[i + 3u] = near + g1;
+        columns[i + 6u] = near - g1;
+        columns[i + 9u] = far + (g1 << 1);
+        columns[i + 12u] = far - (g1 << 1);
+        columns[i + 15u] = g2;
+    }
+    for (i = 0; i < 6u; ++i) {
+        const uint32_t g0 = row[0] + KQ_LANES; /* g0 enters all results but the last once */
+        const uint32_t g1 = row[1];
+        const uint32_t g2 = row[2];
+        const uint32_t near = g0 + g2;
+        const uint32_t far = g0 + (g2 << 2);
         *to = g0 ^ KQ_LANES;
         to += step;
         *to = (near + g1) ^ KQ_LANES;
         to += step;
         *to = (near - g1) ^ KQ_LANES;
         to += step;
-        *to = (far + twice) ^ KQ_LANES;
+        *to = (far + (g1 << 1)) ^ KQ_LANES;
         to += step;
-        *to = (far - twice) ^ KQ_LANES;
+        *to = (far - (g1 << 1)) ^ KQ_LANES;
         to += step;
         *to = (g2 + KQ_LANES) ^ KQ_LANES;
         to += step;
+        row += 3;
     }
 }
 
-/* One row or column of a patch, in place. */
-static KQ_INLINE void spread_patch(uint32_t *d)
+/* Six values of one row or column of a patch. */
+typedef struct {
+    uint32_t d0, d1, d2, d3, d4, d5;
+} six;
+
+/* They, transformed. */
+static KQ_INLINE six spread(six d)
 {
-    const uint32_t d42 = d[4] - d[2];
-    const uint32_t d31 = d[3] - d[1];
-    const uint32_t even = d[4] - (d[2] << 2);
-    const uint32_t odd = d[3] - (d[1] << 2);
-    d[0] = ((d[0] - d[2]) << 2) + d42;
-    d[5] = d[5] - d[3] - (d31 << 2);
-    d[1] = even + odd;
-    d[2] = even - odd;
-    d[3] = d42 + (d31 << 1);
-    d[4] = d42 - (d31 << 1);
+    const uint32_t d42 = d.d4 - d.d2;
+    const uint32_t d31 = d.d3 - d.d1;
+    const uint32_t even = d.d4 - (d.d2 << 2);
+    const uint32_t odd = d.d3 - (d.d1 << 2);
+    six result;
+    result.d0 = ((d.d0 - d.d2) << 2) + d42;
+    result.d1 = even + odd;
+    result.d2 = even - odd;
+    result.d3 = d42 + (d31 << 1);
+    result.d4 = d42 - (d31 << 1);
+    result.d5 = d.d5 - d.d3 - (d31 << 2);
+    return result;
 }
 
-/* The columns of one half of four channels, transformed, into columns[row * 6 + column]. */
-static KQ_INLINE void spread_column(const uint32_t *words, uint32_t shift, uint32_t *columns)
+/* One column, transformed, into every sixth word from `to` on. */
+static KQ_INLINE void spread_column(six words, uint32_t *to)
 {
-    uint32_t d[6];
-    uint32_t i;
-    for (i = 0; i < 6u; ++i) {
-        d[i] = (words[i] >> shift) & 0x00FF00FFu;
-    }
-    spread_patch(d);
-    for (i = 0; i < 6u; ++i) {
-        columns[6u * i] = d[i];
-    }
+    const six result = spread(words);
+    to[0] = result.d0;
+    to[6] = result.d1;
+    to[12] = result.d2;
+    to[18] = result.d3;
+    to[24] = result.d4;
+    to[30] = result.d5;
+}
+
+/* Channels 0 and 2 of six words of four, each plus 128. */
+static KQ_INLINE six even_bytes(six words)
+{
+    six d;
+    d.d0 = kq_even_bytes(words.d0);
+    d.d1 = kq_even_bytes(words.d1);
+    d.d2 = kq_even_bytes(words.d2);
+    d.d3 = kq_even_bytes(words.d3);
+    d.d4 = kq_even_bytes(words.d4);
+    d.d5 = kq_even_bytes(words.d5);
+    return d;
+}
+
+/* Channels 1 and 3 of six words of four, each plus 128. */
+static KQ_INLINE six odd_bytes(six words)
+{
+    six d;
+    d.d0 = kq_odd_bytes(words.d0);
+    d.d1 = kq_odd_bytes(words.d1);
+    d.d2 = kq_odd_bytes(words.d2);
+    d.d3 = kq_odd_bytes(words.d3);
+    d.d4 = kq_odd_bytes(words.d4);
+    d.d5 = kq_odd_bytes(words.d5);
+    return d;
 }
 
 /* The rows of what spread_column left, transformed and stored as int16, each position `step` words after the one before. */
@@ -90,23 +118,57 @@ KQGEN_CODE static KQ_NOINLINE void spread_rows(const uint32_t *columns, uint32_t
 {
     uint32_t *const middle = to + 7u * step;
     uint32_t row;
-    for (row = 0; row < 6u; ++row) {
-        uint32_t d[6];
-        uint32_t i;
-        for (i = 0; i < 6u; ++i) {
-            d[i] = columns[i];
-        }
-        /* Column 4 enters all results but the last once, column 5 the last. */
-        d[4] += KQ_LANES;
-        d[5] += KQ_LANES;
-        spread_patch(d);
-        for (i = 0; i < 6u; ++i) {
-            *to = d[i] ^ KQ_LANES;
-            to += step;
-        }
+    for (row = 6; row != 0; --row) {
+        six d;
+        d.d0 = columns[0];
+        d.d1 = columns[1];
+        d.d2 = columns[2];
+        d.d3 = columns[3];
+        d.d4 = columns[4] + KQ_LANES; /* column 4 enters all results but the last once, column 5 the last */
+        d.d5 = columns[5] + KQ_LANES;
+        d = spread(d);
+        *to = d.d0 ^ KQ_LANES;
+        to += step;
+        *to = d.d1 ^ KQ_LANES;
+        to += step;
+        *to = d.d2 ^ KQ_LANES;
+        to += step;
+        *to = d.d3 ^ KQ_LANES;
+        to += step;
+        *to = d.d4 ^ KQ_LANES;
+        to += step;
+        *to = d.d5 ^ KQ_LANES;
+        to += step;
         columns += 6;
     }
-    *middle = (((*middle ^ KQ_LANES) - PATCH_OFFSET)) ^ KQ_LANES;
+    *middle = ((*middle ^ KQ_LANES) - PATCH_OFFSET) ^ KQ_LANES;
+}
+
+/* The words of one column of a patch that reaches over the edge or cannot be read by words, column by column. */
+KQGEN_CODE static KQ_NOINLINE six border_column(const kq_winograd *run, const kq_view *view, uint32_t column, uint32_t channel)
+{
+    six words;
+    words.d0 = kq_patch_word(run, view, 0, column, channel);
+    words.d1 = kq_patch_word(run, view, 1u, column, channel);
+    words.d2 = kq_patch_word(run, view, 2u, column, channel);
+    words.d3 = kq_patch_word(run, view, 3u, column, channel);
+    words.d4 = kq_patch_word(run, view, 4u, column, channel);
+    words.d5 = kq_patch_word(run, view, 5u, column, channel);
+    return words;
+}
+
+/* The words of one column of a patch. */
+static KQ_INLINE six whole_column(const int8_t *at, uint32_t row_bytes)
+{
+    const int8_t *const low = at + 3u * row_bytes;
+    six words;
+    words.d0 = kq_word_at(at);
+    words.d1 = kq_word_at(at + row_bytes);
+    words.d2 = kq_word_at(at + 2u * row_bytes);
+    words.d3 = kq_word_at(low);
+    words.d4 = kq_word_at(low + row_bytes);
+    words.d5 = kq_word_at(low + 2u * row_bytes);
+    return words;
 }
 
 /* See kq_winograd.h. Values are read plus 128, as bytes without sign; all rows of the transform but the second sum to 0, so that only
@@ -124,23 +186,18 @@ KQGEN_CODE static KQ_NOINLINE void transform_patch(const kq_winograd *run, kq_pi
     uint32_t *const columns = run->sums;
     uint32_t channel;
     for (channel = 0; channel < c_in; channel += 4u) {
+        uint32_t offset = view.base + channel;
         uint32_t column;
         for (column = 0; column < 6u; ++column) {
-            uint32_t words[6];
-            uint32_t row;
+            six words;
             if (whole != 0 && column - view.col_lo < view.col_hi - view.col_lo) {
-                const int8_t *at = run->input + (uint32_t)(view.base + column * c_in) + channel;
-                for (row = 0; row < 6u; ++row) {
-                    words[row] = kq_word_at(at) ^ 0x80808080u;
-                    at += row_bytes;
-                }
+                words = whole_column(run->input + offset, row_bytes);
             } else {
-                for (row = 0; row < 6u; ++row) {
-                    words[row] = kq_patch_word(run, &view, row, column, channel) ^ 0x80808080u;
-                }
+                words = border_column(run, &view, column, channel);
             }
-            spread_column(words, 0, columns + column);
-            spread_column(words, 8u, columns + 36u + column);
+            spread_column(even_bytes(words), columns + column);
+            spread_column(odd_bytes(words), columns + 36u + column);
+            offset += c_in;
         }
         spread_rows(columns, to, step);
         spread_rows(columns + 36, to + group, step);
@@ -151,44 +208,31 @@ KQGEN_CODE static KQ_NOINLINE void transform_patch(const kq_winograd *run, kq_pi
 /* See kq_winograd.h. The transform of the sums is A = (6,-4,-4,1,1,0; 0,-4,4,2,-2,0; 0,-4,-4,4,4,0; 0,-4,4,8,-8,24). */
 KQGEN_CODE static KQ_NOINLINE void store_tile(const kq_winograd *run, const uint32_t *sums, uint32_t channel, kq_pixel tile)
 {
-    const kq_window *window = &run->conv->window;
-    const kq_finish finish = kq_finish_of(&run->conv->requant, channel, INVERSE_OF_9);
-    const uint32_t y = tile.y * 4u;
-    const uint32_t x = tile.x * 4u;
-    const uint32_t rows = window->h_out - y < 4u ? window->h_out - y : 4u;
-    const uint32_t cols = window->w_out - x < 4u ? window->w_out - x : 4u;
-    const uint32_t row_bytes = (uint32_t)window->w_out * window->c_out;
-    int8_t *to = run->output + (y * window->w_out + x) * window->c_out + channel;
-    uint32_t rows4[6][4];
+    uint32_t totals[24];
+    uint32_t *at = totals;
     uint32_t i;
-    for (i = 0; i < 6u; ++i) {
-        const uint32_t m1 = sums[KQ_SUMS], m2 = sums[2u * KQ_SUMS], m3 = sums[3u * KQ_SUMS], m4 = sums[4u * KQ_SUMS];
+    for (i = 6; i != 0; --i) {
+        const uint32_t m0 = sums[0], m1 = sums[KQ_SUMS], m2 = sums[2u * KQ_SUMS];
+        const uint32_t m3 = sums[3u * KQ_SUMS], m4 = sums[4u * KQ_SUMS], m5 = sums[5u * KQ_SUMS];
         const uint32_t a = m1 + m2, b = m1 - m2, c = m3 + m4, d = m3 - m4;
-        rows4[i][0] = 6u * sums[0] - (a << 2) + c;
-        rows4[i][1] = (d << 1) - (b << 2);
-        rows4[i][2] = (c - a) << 2;
-        rows4[i][3] = ((d << 1) - b + 6u * sums[5u * KQ_SUMS]) << 2;
+        at[0] = ((m0 + (m0 << 1)) << 1) - (a << 2) + c;
+        at[1] = (d - (b << 1)) << 1;
+        at[2] = (c - a) << 2;
+        at[3] = ((d << 1) - b + ((m5 + (m5 << 1)) << 1)) << 2;
         sums += 6u * KQ_SUMS;
+        at += 4;
     }
-    for (i = 0; i < cols; ++i) {
-        const uint32_t m1 = rows4[1][i], m2 = rows4[2][i], m3 = rows4[3][i], m4 = rows4[4][i];
+    at = totals;
+    for (i = 4; i != 0; --i) {
+        const uint32_t m0 = at[0], m1 = at[4], m2 = at[8], m3 = at[12], m4 = at[16], m5 = at[20];
         const uint32_t a = m1 + m2, b = m1 - m2, c = m3 + m4, d = m3 - m4;
-        int8_t *at = to;
-        kq_finish_pixel(&finish, kq_shift_down(kq_signed(6u * rows4[0][i] - (a << 2) + c), 6u), at);
-        if (rows > 1u) {
-            at += row_bytes;
-            kq_finish_pixel(&finish, kq_shift_down(kq_signed(d - (b << 1)), 5u), at);
-        }
-        if (rows > 2u) {
-            at += row_bytes;
-            kq_finish_pixel(&finish, kq_shift_down(kq_signed(c - a), 4u), at);
-        }
-        if (rows > 3u) {
-            at += row_bytes;
-            kq_finish_pixel(&finish, kq_shift_down(kq_signed((d << 1) - b + 6u * rows4[5][i]), 4u), at);
-        }
-        to += window->c_out;
+        at[0] = (uint32_t)kq_shift_down(kq_signed(((m0 + (m0 << 1)) << 1) - (a << 2) + c), 6u);
+        at[4] = (uint32_t)kq_shift_down(kq_signed(d - (b << 1)), 5u);
+        at[8] = (uint32_t)kq_shift_down(kq_signed(c - a), 4u);
+        at[12] = (uint32_t)kq_shift_down(kq_signed((d << 1) - b + ((m5 + (m5 << 1)) << 1)), 4u);
+        ++at;
     }
+    kq_store_tile(run->conv, totals, channel, tile, INVERSE_OF_9, run->output);
 }
 
 /* Form `winograd4` (SPEC 6.5): 3x3 kernels, stride 1; scratch as SPEC 6.4. window.tile: output channels, 2 or a multiple of 4; strip: tiles

@@ -30,6 +30,18 @@ KQGEN_CODE static inline int32_t kq_times_high(uint32_t acc, uint32_t multiplier
 #endif
 }
 
+/* x within -128..127. */
+static KQ_INLINE int32_t kq_int8(int32_t x)
+{
+#if defined(__ARM_FEATURE_SAT)
+    int32_t result;
+    __asm__("ssat %0, #8, %1" : "=r"(result) : "r"(x));
+    return result;
+#else
+    return kq_clamped(x, -128, 127);
+#endif
+}
+
 /* Adds to `sum` the products of the low halves and of the high halves, modulo 2^32. */
 static KQ_INLINE uint32_t kq_multiply_add(uint32_t a, uint32_t b, uint32_t sum)
 {

@@ -140,40 +140,68 @@ KQGEN_CODE static KQ_NOINLINE uint32_t kq_bytes_at(const int8_t *at, uint32_t ch
     return word;
 }
 
-/* Requantisation of one output channel (SPEC 3.2, 5.8) in the fewest steps. */
-typedef struct {
-    uint32_t factor;  /* takes the transform's scale out and shifts by acc_shift, modulo 2^32 */
-    uint32_t bias;    /* shifted by acc_shift */
-    uint32_t multiplier;
-    uint32_t rounding; /* 2^(shift-1), and the zero point times 2^shift */
-    uint32_t shift;
-    int32_t lo, hi;
-    const kq_add *sum;
-} kq_finish;
-
-/* The requantisation of `channel`; `factor` modulo 2^32 takes out what the transform multiplied by. */
-KQGEN_CODE static inline kq_finish kq_finish_of(const kq_requant *requant, uint32_t channel, uint32_t factor)
+/* Channels 0 and 2 of four in a word, each plus 128. */
+static KQ_INLINE uint32_t kq_even_bytes(uint32_t word)
 {
-    kq_finish finish;
-    finish.factor = factor << requant->acc_shift;
-    finish.bias = (uint32_t)requant->bias[channel] << requant->acc_shift;
-    finish.multiplier = (uint32_t)requant->multiplier[channel];
-    finish.shift = requant->shift[channel];
-    finish.rounding = (((uint32_t)1 << finish.shift) >> 1) + ((uint32_t)requant->zero_point << finish.shift);
-    finish.lo = requant->lo;
-    finish.hi = requant->hi;
-    finish.sum = requant->sum;
-    return finish;
+#if defined(__ARM_FEATURE_DSP)
+    uint32_t halves;
+    __asm__("sxtab16 %0, %1, %2" : "=r"(halves) : "r"(0x00800080u), "r"(word));
+    return halves;
+#else
+    return (word ^ 0x80808080u) & 0x00FF00FFu;
+#endif
 }
 
-/* Stores one pixel; `total` times finish->factor is its sum without the bias, times 2^acc_shift.
- * The high 32 bits of acc * multiplier * 2^16 stay within 2^30 either way, the rounding within 2^29 + 2^21.
- */
-KQGEN_CODE static inline void kq_finish_pixel(const kq_finish *finish, int32_t total, int8_t *to)
+/* Channels 1 and 3 of four in a word, each plus 128. */
+static KQ_INLINE uint32_t kq_odd_bytes(uint32_t word)
 {
-    const uint32_t acc = (uint32_t)total * finish->factor + finish->bias;
-    const int32_t scaled = kq_shift_down(kq_times_high(acc, finish->multiplier, finish->rounding), finish->shift);
-    *to = (int8_t)kq_summed(finish->sum, kq_clamped(scaled, finish->lo, finish->hi), *to);
+#if defined(__ARM_FEATURE_DSP)
+    uint32_t halves;
+    __asm__("sxtab16 %0, %1, %2, ror #8" : "=r"(halves) : "r"(0x00800080u), "r"(word));
+    return halves;
+#else
+    return ((word ^ 0x80808080u) >> 8) & 0x00FF00FFu;
+#endif
+}
+
+/* Stores the pixels of a tile that lie on the map, one output channel: requantises and, where the layer sums, adds (SPEC 3.2, 5.8).
+ * `totals`, KQ_SIDE rows of as many, times `factor` modulo 2^32 are the pixels' sums without the bias. The rounding takes the zero point
+ * along: |acc * multiplier / 2^16| <= 2^30, rounding and zero point stay within 2^29 + 2^21.
+ */
+KQGEN_CODE static KQ_NOINLINE void kq_store_tile(
+    const kq_conv2d_kq *conv, const uint32_t *totals, uint32_t channel, kq_pixel tile, uint32_t inverse, int8_t *output)
+{
+    const kq_window *window = &conv->window;
+    const kq_requant *requant = &conv->requant;
+    const uint32_t pixel_bytes = window->c_out;
+    const uint32_t rows = window->h_out - tile.y * KQ_SIDE;
+    const uint32_t cols = window->w_out - tile.x * KQ_SIDE;
+    const uint32_t factor = inverse << requant->acc_shift;
+    const uint32_t bias = (uint32_t)requant->bias[channel] << requant->acc_shift;
+    const uint32_t multiplier = (uint32_t)requant->multiplier[channel];
+    const uint32_t shift = requant->shift[channel];
+    const uint32_t rounding = (((uint32_t)1 << shift) >> 1) + ((uint32_t)requant->zero_point << shift);
+    const uint32_t bounded = requant->lo > -128 || requant->hi < 127;
+    int8_t *row = output + (tile.y * KQ_SIDE * window->w_out + tile.x * KQ_SIDE) * pixel_bytes + channel;
+    uint32_t y;
+    for (y = 0; y < KQ_SIDE && y < rows; ++y) {
+        int8_t *at = row;
+        uint32_t x;
+        for (x = 0; x < KQ_SIDE && x < cols; ++x) {
+            const uint32_t acc = totals[x] * factor + bias;
+            int32_t result = kq_int8(kq_shift_down(kq_times_high(acc, multiplier, rounding), shift));
+            if (bounded != 0) {
+                result = kq_clamped(result, requant->lo, requant->hi);
+            }
+            if (requant->sum != NULL) {
+                result = kq_summed(requant->sum, result, *at);
+            }
+            *at = (int8_t)result;
+            at += pixel_bytes;
+        }
+        totals += KQ_SIDE;
+        row += window->w_out * pixel_bytes;
+    }
 }
 
 /* Transforms one kernel of two channels, taps[9], and stores the value of each position `step` words after the one before. */
