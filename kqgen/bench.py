@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from kqgen import peer
 from kqgen.compare import layer_labels
 from kqgen.cycles import CycleModel, wait_state_cycles
 from kqgen.emulate import run_unicorn
@@ -18,12 +19,27 @@ from kqgen.thumb import Program
 
 @dataclass(frozen=True, slots=True)
 class LayerBench:
-    """One layer: exact instructions, modelled cycles without wait states, multiply-accumulates."""
+    """One layer.
+
+    Attributes:
+        name: as reports call it.
+        form: how it runs; empty for a layer without weights.
+        macs: multiply-accumulates.
+        instructions: exact.
+        cycles_modelled: without wait states.
+        cycles_expected: what the plan took it for; None for a layer without weights.
+        scratch_bytes: its working memory in the arena.
+        cmsis_nn_cycles: modelled cycles of the same int8 layer by that library, None where they were not measured.
+    """
 
     name: str
+    form: str
+    macs: int
     instructions: int
     cycles_modelled: int
-    macs: int
+    cycles_expected: int | None
+    scratch_bytes: int
+    cmsis_nn_cycles: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +90,23 @@ def bench(plan: Plan, image: Image, inputs: bytes, clock_hz: int | None) -> Benc
     model = CycleModel(image.board.core.name)
     layers: list[LayerBench] = []
     waiting = 0
-    for node, label, profile in zip(plan.graph.nodes, layer_labels(plan.graph), run.profile, strict=True):
+    core = image.board.core.name
+    for node, step, label, profile in zip(plan.graph.nodes, plan.steps, layer_labels(plan.graph), run.profile, strict=True):
         cycles = model.cycles(program, profile.blocks)
         waiting += wait_state_cycles(profile, image.board.flash, image.board.flash_wait_states)
-        macs = node.macs if isinstance(node, IntConv2d) else 0
-        layers.append(LayerBench(label, profile.instructions, cycles, macs))
+        conv = isinstance(node, IntConv2d)
+        layers.append(
+            LayerBench(
+                name=label,
+                form=step.form if conv else "",
+                macs=node.macs if isinstance(node, IntConv2d) else 0,
+                instructions=profile.instructions,
+                cycles_modelled=cycles,
+                cycles_expected=round(step.cycles) if conv else None,
+                scratch_bytes=step.scratch_bytes,
+                cmsis_nn_cycles=peer.cycles(node, core),
+            )
+        )
     total = sum(layer.cycles_modelled for layer in layers)
     return BenchReport(
         core=image.board.core.name,

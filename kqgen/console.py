@@ -18,6 +18,7 @@ from rich.text import Text
 
 from kqgen.board import Board
 from kqgen.errors import KqgenError
+from kqgen.peer import NAME as PEER
 from kqgen.report import LayerReport, Report, grouped
 
 if TYPE_CHECKING:
@@ -240,11 +241,21 @@ def show_bench(console: Console, model: str, report: BenchReport) -> None:
     """Exact instruction counts and modelled cycles, per layer and in all."""
     _say(console, Text(model, style="bold").append(f"  on {report.core_title}   {report.toolchain}", style="default"))
     _say(console, "")
-    table = _table("layer", "instructions", "cycles modelled", "cycles/MAC", left=("layer",))
+    columns = ("MACs", "instructions", "cycles", "MAC/cycle", "expected", "scratch", "CMSIS-NN", "ratio")
+    table = _table("layer", "form", *columns, left=("layer", "form"))
     for layer in report.layers:
-        table.add_row(layer.name, grouped(layer.instructions), grouped(layer.cycles_modelled), _per_mac(layer.cycles_modelled, layer.macs))
-    macs = sum(layer.macs for layer in report.layers)
-    table.add_row("total", grouped(report.instructions), grouped(report.cycles_modelled), _per_mac(report.cycles_modelled, macs))
+        cycles, peer = layer.cycles_modelled, layer.cmsis_nn_cycles
+        table.add_row(
+            layer.name, layer.form, _counted(layer.macs), grouped(layer.instructions), grouped(cycles), _rate(layer.macs, cycles),
+            _expected(layer.cycles_expected, cycles), _counted(layer.scratch_bytes), _counted(peer or 0), _share(cycles, peer),
+        )  # fmt: skip
+    macs, total = sum(layer.macs for layer in report.layers), report.cycles_modelled
+    peers = [layer.cmsis_nn_cycles for layer in report.layers]
+    peer = sum(each for each in peers if each is not None) if all(each is not None for each in peers) else None
+    table.add_row(
+        "total", "", grouped(macs), grouped(report.instructions), grouped(total), _rate(macs, total), "", "",
+        _counted(peer or 0), _share(total, peer),
+    )  # fmt: skip
     _show_table(console, table, totals=1)
     _say(console, "")
     modelled, waiting = (
@@ -255,11 +266,25 @@ def show_bench(console: Console, model: str, report: BenchReport) -> None:
     if report.clock_hz is not None:
         rows.append(("", f"{waiting} with the wait states of the board's flash and no cache"))
     rows.append(("stack", f"{grouped(report.stack_bytes)} bytes"))
-    say_labelled(console, [*rows, ("note", "instructions are counted; cycles are a model of the core (docs/DESIGN.md, decision 27)")])
+    say_labelled(console, [*rows, ("note", "instructions are counted; cycles are a model of the core (docs/DESIGN.md, decision 27)"),
+                           ("", f"{PEER}: modelled cycles of its kernels for the same layers in int8, by the same model")])  # fmt: skip
 
 
-def _per_mac(cycles: int, macs: int) -> str:
-    return f"{cycles / macs:.2f}" if macs else ""
+def _counted(number: int) -> str:
+    return grouped(number) if number else ""
+
+
+def _rate(macs: int, cycles: int) -> str:
+    return f"{macs / cycles:.2f}" if macs else ""
+
+
+def _expected(expected: int | None, cycles: int) -> str:
+    """How far the plan's expectation was from what was counted."""
+    return "" if expected is None else f"{100 * (expected / cycles - 1):+.0f} %"
+
+
+def _share(cycles: int, peer: int | None) -> str:
+    return "" if not peer else f"{100 * cycles / peer:.0f} %"
 
 
 def _milliseconds(cycles: int, clock_hz: int | None) -> str:

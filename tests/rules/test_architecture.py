@@ -36,7 +36,7 @@ ORDER = (
     "toolchain", "harness", "image", "hostlib", "semihost", "blockcount", "blockcount_native", "blockcount_qemu",
     "emulate", "qemu",
     # judgement
-    "report", "capacity", "verify", "bench", "firmware", "targets", "net", "deliver", "fidelity",
+    "report", "capacity", "verify", "peer", "bench", "firmware", "targets", "net", "deliver", "fidelity",
     "training", "train_job", "train_fidelity", "kq",
     "picture_layout", "picture",
     # order
