@@ -242,65 +242,56 @@ static KQ_INLINE uint32_t *widen(uint32_t *to, const int8_t *from, uint32_t quad
     return to;
 }
 
-/* A row of a window of which taps col_lo..col_hi-1 lie on the map; the row, on the map or not, begins at `offset` off the input. */
-KQGEN_CODE static KQ_NOINLINE const int8_t *edge_row(const dsp_layer *layer, const kq_view *view, uint32_t offset)
+/* As widen, not inlined. */
+KQGEN_CODE static KQ_NOINLINE uint32_t *widen_part(uint32_t *to, const int8_t *from, uint32_t quads)
 {
-    const uint32_t c_in = layer->window->c_in;
-    const uint32_t first = view->col_lo * c_in;
-    const uint32_t end = view->col_hi * c_in;
-    const int8_t *from = layer->input + (uint32_t)(offset + first);
+    return widen(to, from, quads);
+}
+
+/* A row of a window of which the values first..end-1 lie on the map, from `from` on; the others are padded. */
+KQGEN_CODE static const int8_t *edge_row(const dsp_layer *layer, const int8_t *from, uint32_t first, uint32_t end)
+{
     uint32_t i;
     for (i = 0; i < layer->row_values; ++i) {
-        layer->edge_row[i] = layer->pad_row[i];
-    }
-    for (i = first; i < end; ++i) {
-        layer->edge_row[i] = *from;
-        ++from;
+        layer->edge_row[i] = i - first < end - first ? *from++ : layer->pad_row[i];
     }
     return layer->edge_row;
 }
 
-/* Widens the window of one pixel. */
-KQGEN_CODE static KQ_NOINLINE void widen_window(const dsp_layer *layer, const kq_view *view, uint32_t *to)
+/* Widens the window of one pixel of which some taps are padded. */
+KQGEN_CODE static KQ_NOINLINE void widen_edge(const dsp_layer *layer, const kq_view *view, uint32_t *to)
 {
     const kq_window *window = layer->window;
-    const uint32_t row_step = (uint32_t)window->w_in * window->c_in;
-    const uint32_t rows = view->col_hi > view->col_lo ? view->row_hi - view->row_lo : 0;
-    const uint32_t whole = view->col_hi - view->col_lo == window->k_w;
-    const uint32_t row_quads = layer->row_quads;
+    const uint32_t c_in = window->c_in;
+    const uint32_t first = view->col_lo * c_in;
+    const uint32_t end = view->col_hi * c_in;
     const uint32_t rest = layer->rest;
+    uint32_t offset = view->base + first;
     int8_t *rests = layer->rests;
-    uint32_t offset = view->base;
     uint32_t row;
     for (row = 0; row < window->k_h; ++row) {
         const int8_t *from = layer->pad_row;
-        if (row - view->row_lo < rows) {
-            from = whole ? layer->input + offset : edge_row(layer, view, offset);
+        uint32_t quads = layer->row_quads;
+        if (end > first && row - view->row_lo < view->row_hi - view->row_lo) {
+            const int8_t *inside = layer->input + offset;
+            if ((c_in & 3u) != 0) {
+                from = edge_row(layer, inside, first, end);
+            } else {
+                to = widen_part(to, from, first >> 2);
+                to = widen_part(to, inside, (end - first) >> 2);
+                from += end;
+                quads -= end >> 2;
+            }
         }
-        to = widen(to, from, row_quads);
-        if (rest != 0) {
-            uint32_t i = 0;
-            from += row_quads << 2;
-            do {
-                *rests = from[i];
-                ++rests;
-                ++i;
-            } while (i != rest);
+        to = widen_part(to, from, quads);
+        from += quads << 2;
+        for (quads = 0; quads < rest; ++quads) {
+            *rests = from[quads];
+            ++rests;
         }
-        offset += row_step;
+        offset += (uint32_t)window->w_in * c_in;
     }
-    if (rest != 0) {
-        widen(to, layer->rests, layer->rest_quads);
-    }
-}
-
-/* Limits `count` results to lo..hi. */
-KQGEN_CODE static void limit(int8_t *values, uint32_t count, int32_t lo, int32_t hi)
-{
-    uint32_t i;
-    for (i = 0; i < count; ++i) {
-        values[i] = (int8_t)kq_clamped(values[i], lo, hi);
-    }
+    widen_part(to, layer->rests, layer->rest_quads);
 }
 
 /* Output channels first..first+channels-1 of two pixels, or of one, from their widened windows; `to` is where the first pixel's first result goes.
@@ -310,19 +301,26 @@ KQGEN_CODE static KQ_NOINLINE void convolve_pixels(
     const dsp_layer *layer, uint32_t first, uint32_t channels, uint32_t ready, uint32_t pixels, int8_t *to)
 {
     const kq_requant *requant = layer->requant;
-    const uint32_t c_out = layer->window->c_out;
-    const uint32_t *x_last = layer->x + (layer->quads << 2) - 1;
-    const uint32_t *x_eights = layer->x + ((layer->quads << 2) & ~(2u * STEPS_OF_EIGHT - 1u)) - 1;
+    const uint32_t words = layer->quads << 2;
+    const uint32_t *x_last = layer->x + words - 1;
+    const uint32_t *x_eights = x_last - (words & (2u * STEPS_OF_EIGHT - 1u));
     const uint32_t *weights = layer->groups;
+    int8_t *second = to + layer->window->c_out;
+    int8_t spare = 0;
     uint32_t done = 0;
-    if (ready != 0 && pixels == 2u) {
+    if (pixels != 2u) {
+        second = &spare;
+    } else if (ready != 0) {
         const uint32_t *end = weights + ready * layer->group_words;
         done = ready * GROUP;
-        kq_dsp_groups(layer->x, weights, to, to + c_out, x_eights, x_last, end - 1, requant->zero_point);
+        kq_dsp_groups(layer->x, weights, to, second, x_eights, x_last, end - 1, requant->zero_point);
         weights = end;
-        if (requant->lo > INT8_MIN || requant->hi < INT8_MAX) {
-            limit(to, done, requant->lo, requant->hi);
-            limit(to + c_out, done, requant->lo, requant->hi);
+        if (requant->hi - requant->lo != INT8_MAX - INT8_MIN) {
+            uint32_t i;
+            for (i = 0; i < done; ++i) {
+                to[i] = (int8_t)kq_clamped(to[i], requant->lo, requant->hi);
+                second[i] = (int8_t)kq_clamped(second[i], requant->lo, requant->hi);
+            }
         }
     }
     while (done < channels) {
@@ -330,20 +328,19 @@ KQGEN_CODE static KQ_NOINLINE void convolve_pixels(
         uint32_t i;
         kq_dsp_groups(layer->x, weights, acc, NULL, x_eights, x_last, weights + layer->group_words - 1, 0);
         weights += layer->group_words;
-        for (i = 0; i < GROUP && done < channels; ++i) {
-            kq_store(acc[2u * i], requant, first + done, to + done);
-            if (pixels == 2u) {
-                kq_store(acc[2u * i + 1u], requant, first + done, to + done + c_out);
-            }
+        for (i = 0; i < 2u * GROUP && done < channels; i += 2u) {
+            kq_store_two(acc[i], acc[i + 1u], requant, first + done, to + done, pixels == 2u ? second + done : second);
             ++done;
         }
     }
 }
 
 /* Output channels first..first+channels-1 of all pixels by the groups in scratch, the first `ready` of which can be requantised at once. */
-KQGEN_CODE static void convolve(const dsp_layer *layer, uint32_t first, uint32_t channels, uint32_t ready)
+KQGEN_CODE static KQ_NOINLINE void convolve(const dsp_layer *layer, uint32_t first, uint32_t channels, uint32_t ready)
 {
     const kq_window *window = layer->window;
+    const uint32_t step = (uint32_t)window->stride_w * window->c_in;
+    const uint32_t row_step = (uint32_t)window->w_in * window->c_in;
     int8_t *to = layer->output + first;
     uint32_t waiting = 0;
     kq_pixel pixel;
@@ -352,16 +349,36 @@ KQGEN_CODE static void convolve(const dsp_layer *layer, uint32_t first, uint32_t
         int32_t left = -(int32_t)window->pad_left;
         pixel.x = 0;
         view = kq_view_at(window, pixel);
-        for (pixel.x = 0; pixel.x < window->w_out; ++pixel.x) {
+        for (; pixel.x < window->w_out; ++pixel.x) {
+            uint32_t *words = layer->x + waiting;
             kq_valid_taps(left, window->k_w, window->w_in, &view.col_lo, &view.col_hi);
-            widen_window(layer, &view, layer->x + waiting);
+            if (view.col_hi - view.col_lo == window->k_w && view.row_hi - view.row_lo == window->k_h) {
+                const int8_t *from = layer->input + view.base;
+                const uint32_t row_quads = layer->row_quads;
+                const uint32_t rest = layer->rest;
+                int8_t *rests = layer->rests;
+                uint32_t rows = window->k_h;
+                do {
+                    uint32_t i;
+                    words = widen(words, from, row_quads);
+                    for (i = 0; i < rest; ++i) {
+                        *rests = from[(row_quads << 2) + i];
+                        ++rests;
+                    }
+                    from += row_step;
+                    --rows;
+                } while (rows != 0);
+                widen_part(words, layer->rests, layer->rest_quads);
+            } else {
+                widen_edge(layer, &view, words);
+            }
             waiting ^= 1u;
             if (waiting == 0) {
                 convolve_pixels(layer, first, channels, ready, 2, to);
                 to += 2u * (uint32_t)window->c_out;
             }
             left += window->stride_w;
-            view.base += (uint32_t)window->stride_w * window->c_in;
+            view.base += step;
         }
     }
     if (waiting != 0) {
@@ -369,7 +386,8 @@ KQGEN_CODE static void convolve(const dsp_layer *layer, uint32_t first, uint32_t
     }
 }
 
-/* Writes biases and multipliers of the groups of output channels first..first+channels-1, and zeros as weights of a group that is not full.
+/* Writes biases and multipliers of the groups of output channels first..first+channels-1, and zeros as weights of a group that is not full or whose windows
+ * may not fill their quads.
  * Returns how many groups from the first on can be requantised by one multiplication: SPEC 3.2 by m * 2^(16 + acc_shift - shift) where that is
  * an integer below 2^31, and nothing is added.
  */
@@ -384,7 +402,7 @@ KQGEN_CODE static uint32_t prepare_groups(const dsp_layer *layer, uint32_t first
         const uint32_t left = channels - o;
         uint32_t *multipliers = group + layer->group_words - 4;
         uint32_t i;
-        if (left < GROUP) {
+        if (left < GROUP || layer->rest != 0) {
             uint32_t *word = group;
             while (word != multipliers) {
                 *word = 0;
@@ -523,40 +541,48 @@ KQGEN_CODE void kq_conv2d_dsp_s8(const kq_conv2d *conv, const int8_t *input, int
 typedef struct {
     const kq_conv2d_kq *conv;
     const int8_t *book; /* the codebook as bytes, or NULL: codewords are read where they are used */
+    int8_t *own;        /* room for two kernels */
     uint32_t n;
     uint32_t code_bits;
 } dsp_kernels;
 
 /* Writes codeword number `codeword` as bytes, or adds it to those there. */
-KQGEN_CODE static void read_codeword(const dsp_kernels *kernels, uint32_t codeword, int8_t *to, uint32_t keep)
+KQGEN_CODE static KQ_NOINLINE void read_codeword(const dsp_kernels *kernels, uint32_t codeword, int8_t *to, int32_t keep)
 {
     const uint32_t n = kernels->n;
-    const int8_t *from = kernels->book + codeword * n;
-    kq_bit_reader reader = {NULL, 0, 0};
+    kq_bit_reader reader = kq_bits_at(kernels->conv->codebook, codeword * n, CODEBOOK_BITS);
     uint32_t t;
-    if (kernels->book == NULL) {
-        reader = kq_bits_at(kernels->conv->codebook, codeword * n, CODEBOOK_BITS);
-    }
     for (t = 0; t < n; ++t) {
-        const int32_t value = kernels->book != NULL ? from[t] : kq_sign_extend(kq_bits_next(&reader, CODEBOOK_BITS), CODEBOOK_BITS);
-        to[t] = (int8_t)(keep != 0 ? to[t] + value : value);
+        const int32_t value = kq_sign_extend(kq_bits_next(&reader, CODEBOOK_BITS), CODEBOOK_BITS);
+        to[t] = (int8_t)(value + (to[t] & keep));
     }
 }
 
 /* The kernel that an index names, its sign left out, as bytes: where the codebook holds it, or in `own`. */
-KQGEN_CODE static const int8_t *kernel_bytes(const dsp_kernels *kernels, uint32_t index, int8_t *own)
+KQGEN_CODE static KQ_NOINLINE const int8_t *kernel_bytes(const dsp_kernels *kernels, uint32_t index, int8_t *own)
 {
+    const kq_conv2d_kq *conv = kernels->conv;
+    const uint32_t n = kernels->n;
     const uint32_t code = index & (((uint32_t)1 << kernels->code_bits) - 1u);
-    const uint32_t stage_bits = kernels->code_bits >> 1;
-    if (kernels->conv->stages != 2u) {
-        if (kernels->book != NULL) {
-            return kernels->book + code * kernels->n;
+    const uint32_t stage_bits = kernels->code_bits >> (conv->stages - 1u);
+    const uint32_t first = code & (((uint32_t)1 << stage_bits) - 1u);
+    const uint32_t second = conv->codewords + (code >> stage_bits);
+    if (kernels->book != NULL) {
+        const int8_t *low = kernels->book + first * n;
+        const int8_t *high = kernels->book + second * n;
+        uint32_t t;
+        if (conv->stages != 2u) {
+            return low;
         }
-        read_codeword(kernels, code, own, 0);
+        for (t = 0; t < n; ++t) {
+            own[t] = (int8_t)(low[t] + high[t]);
+        }
         return own;
     }
-    read_codeword(kernels, code & (((uint32_t)1 << stage_bits) - 1u), own, 0);
-    read_codeword(kernels, kernels->conv->codewords + (code >> stage_bits), own, 1);
+    read_codeword(kernels, first, own, 0);
+    if (conv->stages == 2u) {
+        read_codeword(kernels, second, own, -1);
+    }
     return own;
 }
 
@@ -566,7 +592,8 @@ KQGEN_CODE static const int8_t *kernel_bytes(const dsp_kernels *kernels, uint32_
 static KQ_INLINE void widen_kernels(
     uint32_t *to, uint32_t step, const int8_t *low, const int8_t *high, uint32_t n, uint32_t low_flip, uint32_t high_flip)
 {
-    while (n >= 4u) {
+    const int8_t *end = low + n;
+    while (low + 3 < end) {
         const uint32_t low_quad = kq_flipped_quad(kq_quad_at(low), low_flip);
         const uint32_t high_quad = kq_flipped_quad(kq_quad_at(high), high_flip);
         const uint32_t low_even = kq_even_values(low_quad);
@@ -583,79 +610,105 @@ static KQ_INLINE void widen_kernels(
         to += step;
         low += 4;
         high += 4;
-        n -= 4u;
     }
-    while (n != 0) {
+    while (low != end) {
         *to = kq_low_halves(((uint32_t)*low ^ low_flip) - low_flip, ((uint32_t)*high ^ high_flip) - high_flip);
         to += step;
         ++low;
         ++high;
-        --n;
     }
 }
 
-/* Widens the kernels of output channels first..first+channels-1 where input channels fill whole quads; `own` has room for two kernels. */
-KQGEN_CODE static void widen_quads_of_kernels(
-    const dsp_layer *layer, const dsp_kernels *kernels, uint32_t first, uint32_t channels, int8_t *own)
+/* Puts a reader before index number `entry`. */
+KQGEN_CODE static KQ_NOINLINE void start_indices(kq_bit_reader *reader, const kq_conv2d_kq *conv, uint32_t entry)
+{
+    *reader = kq_bits_at(conv->indices, entry, conv->index_bits);
+}
+
+/* Reads the next `count` indices. */
+KQGEN_CODE static KQ_NOINLINE void read_indices(kq_bit_reader *reader, uint32_t bits, uint32_t count, uint32_t *indices)
+{
+    kq_bit_reader own = *reader;
+    uint32_t i;
+    for (i = 0; i < count; ++i) {
+        indices[i] = kq_bits_next(&own, bits);
+    }
+    *reader = own;
+}
+
+/* Widens the kernels of output channels first..first+channels-1 where input channels fill whole quads. */
+KQGEN_CODE static KQ_NOINLINE void widen_quads_of_kernels(
+    const dsp_layer *layer, const dsp_kernels *kernels, uint32_t first, uint32_t channels)
 {
     const kq_conv2d_kq *conv = kernels->conv;
     const uint32_t bits = conv->index_bits;
     const uint32_t c_in = layer->window->c_in;
     const uint32_t c_out = layer->window->c_out;
     const uint32_t n = kernels->n;
-    int8_t *second = own + round_up(n);
+    const uint32_t code_bits = kernels->code_bits;
+    const uint32_t code_mask = ((uint32_t)1 << code_bits) - 1u;
+    const int ready_made = kernels->book != NULL && conv->stages != 2u;
     uint32_t pair;
     for (pair = 0; pair < c_in >> 1; ++pair) {
         const uint32_t channel = ((pair & ~(uint32_t)1u) << 1) + (pair & 1u);
-        kq_bit_reader low = kq_bits_at(conv->indices, channel * c_out + first, bits);
-        kq_bit_reader high = kq_bits_at(conv->indices, (channel + 2u) * c_out + first, bits);
-        uint32_t o;
-        for (o = 0; o < channels; ++o) {
-            const uint32_t low_index = kq_bits_next(&low, bits);
-            const uint32_t high_index = kq_bits_next(&high, bits);
-            const int8_t *low_kernel = kernel_bytes(kernels, low_index, own);
-            const int8_t *high_kernel = kernel_bytes(kernels, high_index, second);
-            widen_kernels(
-                channel_words(layer, o) + (pair << 2), c_in << 1, low_kernel, high_kernel, n, 0u - (low_index >> kernels->code_bits),
-                0u - (high_index >> kernels->code_bits));
-        }
+        uint32_t *group = layer->groups + 4 + (pair << 2);
+        uint32_t left = channels;
+        kq_bit_reader low;
+        kq_bit_reader high;
+        start_indices(&low, conv, channel * c_out + first);
+        start_indices(&high, conv, (channel + 2u) * c_out + first);
+        do {
+            const uint32_t count = left < GROUP ? left : GROUP;
+            uint32_t indices[2u * GROUP];
+            uint32_t i;
+            read_indices(&low, bits, count, indices);
+            read_indices(&high, bits, count, indices + GROUP);
+            for (i = 0; i < count; ++i) {
+                const uint32_t low_index = indices[i];
+                const uint32_t high_index = indices[i + GROUP];
+                const int8_t *low_kernel = kernels->book + (low_index & code_mask) * n;
+                const int8_t *high_kernel = kernels->book + (high_index & code_mask) * n;
+                if (!ready_made) {
+                    low_kernel = kernel_bytes(kernels, low_index, kernels->own);
+                    high_kernel = kernel_bytes(kernels, high_index, kernels->own + round_up(n));
+                }
+                widen_kernels(
+                    group + i, c_in << 1, low_kernel, high_kernel, n, 0u - (low_index >> code_bits), 0u - (high_index >> code_bits));
+            }
+            group += layer->group_words;
+            left -= count;
+        } while (left != 0);
     }
 }
 
 /* As widen_quads_of_kernels for any number of input channels: value by value, to the place SPEC 6.5 gives it. */
-KQGEN_CODE static void widen_single_kernels(
-    const dsp_layer *layer, const dsp_kernels *kernels, uint32_t first, uint32_t channels, int8_t *own)
+KQGEN_CODE static KQ_NOINLINE void widen_single_kernels(
+    const dsp_layer *layer, const dsp_kernels *kernels, uint32_t first, uint32_t channels)
 {
     const kq_conv2d_kq *conv = kernels->conv;
     const kq_window *window = layer->window;
     const uint32_t bits = conv->index_bits;
     const uint32_t row_whole = layer->row_quads << 2;
     uint32_t channel;
-    uint32_t o;
-    for (o = 0; o < channels; ++o) {
-        int16_t *last = (int16_t *)(void *)(channel_words(layer, o) + ((layer->quads - 1u) << 3));
-        last[0] = 0;
-        last[1] = 0;
-        last[8] = 0;
-        last[9] = 0;
-    }
     for (channel = 0; channel < window->c_in; ++channel) {
-        kq_bit_reader reader = kq_bits_at(conv->indices, channel * window->c_out + first, bits);
+        kq_bit_reader reader;
+        uint32_t o;
+        start_indices(&reader, conv, channel * window->c_out + first);
         for (o = 0; o < channels; ++o) {
-            const uint32_t index = kq_bits_next(&reader, bits);
-            const int8_t *kernel = kernel_bytes(kernels, index, own);
+            uint32_t index;
+            const int8_t *kernel;
             int16_t *to = (int16_t *)(void *)channel_words(layer, o);
             uint32_t row;
+            read_indices(&reader, bits, 1, &index);
+            kernel = kernel_bytes(kernels, index, kernels->own);
             for (row = 0; row < window->k_h; ++row) {
-                uint32_t in_row = channel;
-                uint32_t column;
-                for (column = 0; column < window->k_w; ++column) {
+                uint32_t in_row;
+                for (in_row = channel; in_row < layer->row_values; in_row += window->c_in) {
                     const uint32_t rests = row_whole * window->k_h + layer->rest * row - row_whole;
                     const uint32_t place = in_row + (in_row < row_whole ? row_whole * row : rests);
                     const uint32_t half = ((place >> 2) << 4) + ((place & 1u) << 3) + ((place >> 1) & 1u);
                     to[half] = (int16_t)(index >> kernels->code_bits != 0 ? -*kernel : *kernel);
                     ++kernel;
-                    in_row += window->c_in;
                 }
             }
         }
@@ -699,6 +752,7 @@ KQGEN_CODE void kq_conv2d_decode_dsp_s8(const kq_conv2d_kq *conv, const int8_t *
     kernels.book = NULL;
     kernels.n = n;
     kernels.code_bits = (uint32_t)conv->index_bits - conv->sign;
+    kernels.own = own;
     if (conv->strip != 0) {
         int8_t *book = (int8_t *)(layer.groups + (round_up(tile) >> 2) * layer.group_words);
         unpack_codebook(conv->codebook, book, n * conv->codewords * conv->stages);
@@ -708,9 +762,9 @@ KQGEN_CODE void kq_conv2d_decode_dsp_s8(const kq_conv2d_kq *conv, const int8_t *
         const uint32_t channels = c_out - first < tile ? c_out - first : tile;
         const uint32_t ready = prepare_groups(&layer, first, channels);
         if ((window->c_in & 3u) == 0) {
-            widen_quads_of_kernels(&layer, &kernels, first, channels, own);
+            widen_quads_of_kernels(&layer, &kernels, first, channels);
         } else {
-            widen_single_kernels(&layer, &kernels, first, channels, own);
+            widen_single_kernels(&layer, &kernels, first, channels);
         }
         convolve(&layer, first, channels, ready);
     }
