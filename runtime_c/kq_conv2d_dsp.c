@@ -23,6 +23,8 @@ typedef struct {
     int8_t *edge_row;     /* a row of a window of which some taps are padded */
     int8_t *rests;        /* what is left of the rows of a window; the bytes behind it up to a whole quad stay 0 */
     uint32_t *x;          /* two windows, widened */
+    const uint32_t *x_last;
+    const uint32_t *x_eights; /* as kq_dsp_groups has them */
     uint32_t *groups;     /* weights of a tile */
     uint32_t row_values;  /* of a window: k_w * c_in */
     uint32_t row_quads;   /* whole quads of these */
@@ -211,51 +213,63 @@ KQGEN_CODE static uint32_t round_up(uint32_t size)
     return (size + 3u) & ~(uint32_t)3u;
 }
 
-/* Widens `quads` quads of one pixel into its words, which lie 2 apart. Returns where the next go. */
-static KQ_INLINE uint32_t *widen(uint32_t *to, const int8_t *from, uint32_t quads)
+/* Widens a quad of one pixel; words of one pixel lie 2 apart. */
+static KQ_INLINE void widen(uint32_t *to, uint32_t quad)
 {
-    while (quads >= 4u) {
-        const uint32_t q0 = kq_quad_at(from);
-        const uint32_t q1 = kq_quad_at(from + 4);
-        const uint32_t q2 = kq_quad_at(from + 8);
-        const uint32_t q3 = kq_quad_at(from + 12);
-        to[0] = kq_even_values(q0);
-        to[2] = kq_odd_values(q0);
-        to[4] = kq_even_values(q1);
-        to[6] = kq_odd_values(q1);
-        to[8] = kq_even_values(q2);
-        to[10] = kq_odd_values(q2);
-        to[12] = kq_even_values(q3);
-        to[14] = kq_odd_values(q3);
-        to += 16;
-        from += 16;
-        quads -= 4u;
-    }
-    while (quads != 0) {
-        const uint32_t quad = kq_quad_at(from);
-        to[0] = kq_even_values(quad);
-        to[2] = kq_odd_values(quad);
-        to += 4;
-        from += 4;
-        --quads;
-    }
-    return to;
+    to[0] = kq_even_values(quad);
+    to[2] = kq_odd_values(quad);
 }
 
-/* As widen, not inlined. */
-KQGEN_CODE static KQ_NOINLINE uint32_t *widen_part(uint32_t *to, const int8_t *from, uint32_t quads)
+/* Widens `quads` quads from each of `rows` places, at least 1, that lie `row_step` apart. Returns where the next go. */
+KQGEN_CODE static KQ_NOINLINE uint32_t *widen_rows(uint32_t *to, const int8_t *from, uint32_t quads, uint32_t rows, uint32_t row_step)
 {
-    return widen(to, from, quads);
+    do {
+        const int8_t *at = from;
+        uint32_t left = quads;
+        while (left >= 4u) {
+            const uint32_t quad0 = kq_quad_at(at);
+            const uint32_t quad1 = kq_quad_at(at + 4);
+            const uint32_t quad2 = kq_quad_at(at + 8);
+            const uint32_t quad3 = kq_quad_at(at + 12);
+            widen(to, quad0);
+            widen(to + 4, quad1);
+            widen(to + 8, quad2);
+            widen(to + 12, quad3);
+            to += 16;
+            at += 16;
+            left -= 4u;
+        }
+        if ((left & 2u) != 0) {
+            const uint32_t quad0 = kq_quad_at(at);
+            const uint32_t quad1 = kq_quad_at(at + 4);
+            widen(to, quad0);
+            widen(to + 4, quad1);
+            to += 8;
+            at += 8;
+        }
+        if ((left & 1u) != 0) {
+            widen(to, kq_quad_at(at));
+            to += 4;
+        }
+        from += row_step;
+        --rows;
+    } while (rows != 0);
+    return to;
 }
 
 /* A row of a window of which the values first..end-1 lie on the map, from `from` on; the others are padded. */
 KQGEN_CODE static const int8_t *edge_row(const dsp_layer *layer, const int8_t *from, uint32_t first, uint32_t end)
 {
+    int8_t *row = layer->edge_row;
     uint32_t i;
     for (i = 0; i < layer->row_values; ++i) {
-        layer->edge_row[i] = i - first < end - first ? *from++ : layer->pad_row[i];
+        row[i] = layer->pad_row[i];
     }
-    return layer->edge_row;
+    for (i = first; i < end; ++i) {
+        row[i] = *from;
+        ++from;
+    }
+    return row;
 }
 
 /* Widens the window of one pixel of which some taps are padded. */
@@ -265,71 +279,78 @@ KQGEN_CODE static KQ_NOINLINE void widen_edge(const dsp_layer *layer, const kq_v
     const uint32_t c_in = window->c_in;
     const uint32_t first = view->col_lo * c_in;
     const uint32_t end = view->col_hi * c_in;
-    const uint32_t rest = layer->rest;
     uint32_t offset = view->base + first;
     int8_t *rests = layer->rests;
     uint32_t row;
     for (row = 0; row < window->k_h; ++row) {
         const int8_t *from = layer->pad_row;
         uint32_t quads = layer->row_quads;
+        uint32_t i;
         if (end > first && row - view->row_lo < view->row_hi - view->row_lo) {
             const int8_t *inside = layer->input + offset;
             if ((c_in & 3u) != 0) {
                 from = edge_row(layer, inside, first, end);
             } else {
-                to = widen_part(to, from, first >> 2);
-                to = widen_part(to, inside, (end - first) >> 2);
-                from += end;
+                to = widen_rows(to, from, first >> 2, 1, 0);
+                to = widen_rows(to, inside, (end - first) >> 2, 1, 0);
                 quads -= end >> 2;
             }
         }
-        to = widen_part(to, from, quads);
+        to = widen_rows(to, from, quads, 1, 0);
         from += quads << 2;
-        for (quads = 0; quads < rest; ++quads) {
-            *rests = from[quads];
+        for (i = 0; i < layer->rest; ++i) {
+            *rests = from[i];
             ++rests;
         }
         offset += (uint32_t)window->w_in * c_in;
     }
-    widen_part(to, layer->rests, layer->rest_quads);
+    widen_rows(to, layer->rests, layer->rest_quads, 1, 0);
 }
 
-/* Output channels first..first+channels-1 of two pixels, or of one, from their widened windows; `to` is where the first pixel's first result goes.
- * The first `ready` groups are requantised on the way, the others here.
+/* Widens the window of one pixel that lies on the map from `from` on. */
+static KQ_INLINE void widen_whole(const dsp_layer *layer, const int8_t *from, uint32_t row_step, uint32_t *to)
+{
+    const uint32_t rest = layer->rest;
+    to = widen_rows(to, from, layer->row_quads, layer->window->k_h, row_step);
+    if (rest != 0) {
+        int8_t *rests = layer->rests;
+        uint32_t rows = layer->window->k_h;
+        from += layer->row_quads << 2;
+        do {
+            uint32_t i = 0;
+            do {
+                rests[i] = from[i];
+                ++i;
+            } while (i != rest);
+            rests += rest;
+            from += row_step;
+            --rows;
+        } while (rows != 0);
+        widen_rows(to, layer->rests, layer->rest_quads, 1, 0);
+    }
+}
+
+/* Finishes output channels first..first+channels-1 of two pixels, or of one, whose windows are widened: limits what the first `done` got, at most
+ * all, and computes the others. `to` is where the first pixel's first result goes.
  */
-KQGEN_CODE static KQ_NOINLINE void convolve_pixels(
-    const dsp_layer *layer, uint32_t first, uint32_t channels, uint32_t ready, uint32_t pixels, int8_t *to)
+KQGEN_CODE static KQ_NOINLINE void finish_pixels(
+    const dsp_layer *layer, uint32_t first, uint32_t channels, uint32_t done, uint32_t pixels, int8_t *to)
 {
     const kq_requant *requant = layer->requant;
-    const uint32_t words = layer->quads << 2;
-    const uint32_t *x_last = layer->x + words - 1;
-    const uint32_t *x_eights = x_last - (words & (2u * STEPS_OF_EIGHT - 1u));
-    const uint32_t *weights = layer->groups;
+    const uint32_t *weights = layer->groups + (done >> 2) * layer->group_words;
     int8_t *second = to + layer->window->c_out;
     int8_t spare = 0;
-    uint32_t done = 0;
-    if (pixels != 2u) {
-        second = &spare;
-    } else if (ready != 0) {
-        const uint32_t *end = weights + ready * layer->group_words;
-        done = ready * GROUP;
-        kq_dsp_groups(layer->x, weights, to, second, x_eights, x_last, end - 1, requant->zero_point);
-        weights = end;
-        if (requant->hi - requant->lo != INT8_MAX - INT8_MIN) {
-            uint32_t i;
-            for (i = 0; i < done; ++i) {
-                to[i] = (int8_t)kq_clamped(to[i], requant->lo, requant->hi);
-                second[i] = (int8_t)kq_clamped(second[i], requant->lo, requant->hi);
-            }
-        }
+    uint32_t i;
+    for (i = 0; i < done; ++i) {
+        to[i] = (int8_t)kq_clamped(to[i], requant->lo, requant->hi);
+        second[i] = (int8_t)kq_clamped(second[i], requant->lo, requant->hi);
     }
     while (done < channels) {
         uint32_t acc[2u * GROUP];
-        uint32_t i;
-        kq_dsp_groups(layer->x, weights, acc, NULL, x_eights, x_last, weights + layer->group_words - 1, 0);
+        kq_dsp_groups(layer->x, weights, acc, NULL, layer->x_eights, layer->x_last, weights, 0);
         weights += layer->group_words;
         for (i = 0; i < 2u * GROUP && done < channels; i += 2u) {
-            kq_store_two(acc[i], acc[i + 1u], requant, first + done, to + done, pixels == 2u ? second + done : second);
+            kq_store_two(acc[i], acc[i + 1u], requant, first + done, to + done, pixels == 2u ? second + done : &spare);
             ++done;
         }
     }
@@ -339,50 +360,45 @@ KQGEN_CODE static KQ_NOINLINE void convolve_pixels(
 KQGEN_CODE static KQ_NOINLINE void convolve(const dsp_layer *layer, uint32_t first, uint32_t channels, uint32_t ready)
 {
     const kq_window *window = layer->window;
-    const uint32_t step = (uint32_t)window->stride_w * window->c_in;
+    const kq_requant *requant = layer->requant;
+    const uint32_t c_out = window->c_out;
     const uint32_t row_step = (uint32_t)window->w_in * window->c_in;
+    const uint32_t *w_last = layer->groups + ready * layer->group_words - 1;
+    const int open = ready << 2 != channels || requant->hi - requant->lo != INT8_MAX - INT8_MIN;
     int8_t *to = layer->output + first;
     uint32_t waiting = 0;
     kq_pixel pixel;
     for (pixel.y = 0; pixel.y < window->h_out; ++pixel.y) {
         kq_view view;
         int32_t left = -(int32_t)window->pad_left;
+        uint32_t whole;
         pixel.x = 0;
         view = kq_view_at(window, pixel);
+        whole = view.row_hi - view.row_lo == window->k_h;
         for (; pixel.x < window->w_out; ++pixel.x) {
             uint32_t *words = layer->x + waiting;
-            kq_valid_taps(left, window->k_w, window->w_in, &view.col_lo, &view.col_hi);
-            if (view.col_hi - view.col_lo == window->k_w && view.row_hi - view.row_lo == window->k_h) {
-                const int8_t *from = layer->input + view.base;
-                const uint32_t row_quads = layer->row_quads;
-                const uint32_t rest = layer->rest;
-                int8_t *rests = layer->rests;
-                uint32_t rows = window->k_h;
-                do {
-                    uint32_t i;
-                    words = widen(words, from, row_quads);
-                    for (i = 0; i < rest; ++i) {
-                        *rests = from[(row_quads << 2) + i];
-                        ++rests;
-                    }
-                    from += row_step;
-                    --rows;
-                } while (rows != 0);
-                widen_part(words, layer->rests, layer->rest_quads);
+            if (whole != 0 && left >= 0 && left + window->k_w <= window->w_in) {
+                widen_whole(layer, layer->input + view.base, row_step, words);
             } else {
+                kq_valid_taps(left, window->k_w, window->w_in, &view.col_lo, &view.col_hi);
                 widen_edge(layer, &view, words);
             }
+            left += window->stride_w;
+            view.base += (uint32_t)window->stride_w * window->c_in;
             waiting ^= 1u;
             if (waiting == 0) {
-                convolve_pixels(layer, first, channels, ready, 2, to);
-                to += 2u * (uint32_t)window->c_out;
+                if (ready != 0) {
+                    kq_dsp_groups(layer->x, layer->groups, to, to + c_out, layer->x_eights, layer->x_last, w_last, requant->zero_point);
+                }
+                if (open) {
+                    finish_pixels(layer, first, channels, ready << 2, 2, to);
+                }
+                to += 2u * c_out;
             }
-            left += window->stride_w;
-            view.base += step;
         }
     }
     if (waiting != 0) {
-        convolve_pixels(layer, first, channels, ready, 1, to);
+        finish_pixels(layer, first, channels, 0, 1, to);
     }
 }
 
@@ -445,6 +461,8 @@ KQGEN_CODE static void lay_out(dsp_layer *layer, const int8_t *pad_values, int8_
     layer->rests = layer->edge_row + row_bytes;
     layer->x = (uint32_t *)(void *)(layer->rests + round_up(rests));
     layer->groups = layer->x + (layer->quads << 2);
+    layer->x_last = layer->groups - 1;
+    layer->x_eights = layer->x_last - ((layer->quads << 2) & (2u * STEPS_OF_EIGHT - 1u));
     for (i = 0; i < row_values; ++i) {
         layer->pad_row[i] = kq_pad(pad_values, pad_value, channel);
         ++channel;
