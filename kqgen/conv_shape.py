@@ -7,6 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from kqgen.errors import InternalError
+from kqgen.index_check import index_misfit
 from kqgen.intgraph import IntConv2d, IntGraph, KqWeights, Pair, effective_kernels
 from kqgen.plan import Form
 
@@ -100,11 +102,17 @@ def round4(size_bytes: int) -> int:
 
 
 def conv_shape(graph: IntGraph, node: IntConv2d, input_aligned: bool) -> ConvShape:
-    """The shape of one layer of `graph`; `input_aligned`: its input lies in the arena."""
+    """The shape of one layer of `graph`; `input_aligned`: its input lies in the arena.
+
+    Raises: InternalError when indices and codebook do not belong together.
+    """
     stored = node.weights
     indexed = isinstance(stored, KqWeights)
     if isinstance(stored, KqWeights):
         codebook = graph.codebook(stored.codebook)
+        field, found = index_misfit(stored, codebook)
+        if field:
+            raise InternalError(f"layer {node.name}: {field} do not suit codebook {codebook.name}", found=found)
         weights = effective_kernels(stored, codebook)
         kind: WeightsKind = "additive" if codebook.additive else "indexed"
         bits, sign, codewords = stored.index_bits, codebook.sign, codebook.named(stored.index_bits)

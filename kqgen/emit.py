@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from kqgen.assets import runtime_dir
 from kqgen.board import Board
+from kqgen.errors import InternalError
 from kqgen.plan import Plan
 from kqgen.render import render
 from kqgen.views import Meta, ModelView, model_view
@@ -35,9 +36,15 @@ class SourceTree:
 
 
 def runtime_files(functions: Collection[str]) -> tuple[Path, ...]:
-    """The runtime's .c files that define one of `functions`, and all headers these include, in order of name."""
+    """The runtime's .c files that define one of `functions`, and all headers these include, in order of name.
+
+    Raises: InternalError for a function that the runtime does not have.
+    """
     texts = {path.name: path.read_text(encoding="utf-8") for path in runtime_dir().glob("kq*") if path.suffix in (".c", ".h")}
     defined = {name: set(re.findall(r"^KQGEN_CODE [\w ]+?\*?(kq_\w+)\(", text, re.MULTILINE)) for name, text in texts.items()}
+    missing = sorted(set(functions).difference(*defined.values()))
+    if missing:
+        raise InternalError(f"the runtime has no function {missing[0]}")
     needed = [name for name in texts if name.endswith(".c") and defined[name] & set(functions)]
     for name in needed:
         needed.extend(header for header in re.findall(r'#include "(\w+\.h)"', texts[name]) if header not in needed)

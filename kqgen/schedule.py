@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kqgen import forms
-from kqgen.board import Core
+from kqgen.board import CORES, Core
 from kqgen.conv_shape import Candidate, ConvShape, conv_shape
 from kqgen.errors import InputError
 from kqgen.intgraph import IntConv2d, IntGraph, IntNode
@@ -53,6 +53,14 @@ def _unsuited(node: IntConv2d, shape: ConvShape, core: Core, asked: Form | None)
         wanted=" or ".join(suited),
         do=f"--form {node.name}={suited[0]}, or leave the choice to kqgen",
     )
+
+
+def suits(graph: IntGraph, node: IntConv2d, form: Form, function: str) -> bool:
+    """Whether `function` runs the layer in that form on any core."""
+    shape = conv_shape(graph, node, input_aligned=True)
+    cores = dict.fromkeys(forms.engine_core(core) for core in CORES)
+    each = (candidate for core in cores for engine in forms.ENGINES for candidate in engine(shape, core))
+    return any((candidate.form, candidate.function) == (form, function) for candidate in each)
 
 
 def step(choice: Choice, limit_bytes: int) -> Step:

@@ -166,7 +166,8 @@ def _decode(expected: Any, value: Any, arrays: Mapping[str, Array]) -> Any:
         if cls is KqWeights and "table" in value:
             return _decode_indices(value, arrays)
         hints = typing.get_type_hints(cls)
-        given = (field for field in dataclasses.fields(cls) if field.name in value or field.default is dataclasses.MISSING)
+        # Only what may be None may be left out: `_encode` leaves out no other default.
+        given = (field for field in dataclasses.fields(cls) if field.name in value or field.default is not None)
         return cls(**{field.name: _decode(hints[field.name], value[field.name], arrays) for field in given})
     if origin is frozenset:
         return frozenset(value)

@@ -157,7 +157,6 @@ def model_view(plan: Plan, board: Board, golden: Golden, meta: Meta, runtime_fil
     pointer_types = ["const int8_t *"] * len(inputs) + ["int8_t *"] * len(outputs)
     parameters = ["void *arena", *(c_type + param for c_type, param in zip(pointer_types, pointers[1:], strict=True))]
     used = sorted({step.c_type for step in steps}, key=list(STRUCT_BYTES).index)
-    arena_bytes = max(plan.arena_bytes, ARENA_ALIGN_BYTES)
     return ModelView(
         name=graph.name,
         macro=macro,
@@ -168,9 +167,9 @@ def model_view(plan: Plan, board: Board, golden: Golden, meta: Meta, runtime_fil
         prototype=flow(f"kq_status {graph.name}_run(", parameters, ", ", ");"),
         definition=flow(f"KQGEN_CODE kq_status {graph.name}_run(", parameters, ", ", ")"),
         null_checks=flow("if (", [f"{pointer} == NULL" for pointer in pointers], " || ", ") {", indent=4),
-        arena_bytes=arena_bytes,
+        arena_bytes=plan.arena_bytes,
         arena_align=ARENA_ALIGN_BYTES,
-        layout=_layout_lines(graph, inputs, outputs, arena_bytes),
+        layout=_layout_lines(graph, inputs, outputs, plan.arena_bytes),
         example=_example_lines(graph.name, inputs, outputs),
         layers=_layer_lines(plan),
         tables_text=thousands(tables_bytes(graph)),

@@ -20,6 +20,7 @@ from kqgen.intgraph import (
     QTensor,
 )
 from kqgen.plan import Plan, Step
+from kqgen.schedule import suits
 from kqgen.sizes import struct_name
 from kqgen.views_params import ADDEND, AddParams, Params, addend_params, params
 from kqgen.views_text import comment_lines, flow
@@ -156,7 +157,7 @@ def _step_view(
         params=params(plan.graph, node, (step.tile, step.strip), ident, codebooks),
         addend=addend_params(node),
         addend_ident=f"{ident}_{ADDEND}",
-        call=flow(f"{_function(node, step)}(", arguments, ", ", ");", indent=4),
+        call=flow(f"{_function(plan.graph, node, step)}(", arguments, ", ", ");", indent=4),
         result=buffers[node.output.name],
         result_bytes=node.output.size_bytes,
     )
@@ -164,12 +165,14 @@ def _step_view(
 
 def step_functions(plan: Plan) -> tuple[str, ...]:
     """The runtime's function that each step calls, in order."""
-    return tuple(_function(node, step) for node, step in zip(plan.graph.nodes, plan.steps, strict=True))
+    return tuple(_function(plan.graph, node, step) for node, step in zip(plan.graph.nodes, plan.steps, strict=True))
 
 
-def _function(node: IntNode, step: Step) -> str:
+def _function(graph: IntGraph, node: IntNode, step: Step) -> str:
     match node:
         case IntConv2d():
+            if not suits(graph, node, step.form, step.function):
+                raise InternalError(f"layer {node.name}: form {step.form} does not suit its weights", found=step.function)
             return step.function
         case IntAdd():
             return "kq_add_s8"

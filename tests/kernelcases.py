@@ -102,7 +102,6 @@ class ConvCase:
     padding: Padding
     pad_values: Array | None
     pad_value: int
-    tile: int
     bias: Array
     multiplier: Array
     shift: Array
@@ -238,7 +237,7 @@ def uniform(rng: np.random.Generator, c_out: int, c_in: int, kernel: Pair, bits:
 
 def conv_case(
     rng: np.random.Generator, label: str, x: Array, weights: Uniform | Indexed, stride: Pair = (1, 1), padding: Padding = NO_PADDING,
-    tile: int = 1, per_channel_pads: bool = True, acc_shift: int = 0,
+    per_channel_pads: bool = True, acc_shift: int = 0,
 ) -> ConvCase:  # fmt: skip
     """A layer with requantisation that spreads its accumulators over the int8 range and past it."""
     c_out, c_in = weights.values.shape[0], x.shape[2]
@@ -247,7 +246,7 @@ def conv_case(
     multiplier = rng.integers(2**14, 2**15, (c_out,)).astype(np.int16)
     lo, hi = (-128, 127) if rng.random() < 0.5 else (int(rng.integers(-128, 0)), int(rng.integers(0, 128)))
     case = ConvCase(
-        label, x, weights, stride, padding, pads if per_channel_pads else None, int(pads[0]), tile, bias, multiplier,
+        label, x, weights, stride, padding, pads if per_channel_pads else None, int(pads[0]), bias, multiplier,
         np.ones(c_out, np.uint8), acc_shift, int(rng.integers(-128, 128)), lo, hi,
     )  # fmt: skip
     largest = np.abs(accumulators(case)).max(axis=(0, 1)) + 1
@@ -279,21 +278,20 @@ def uniform_cases() -> list[ConvCase]:
     for number, (rng, label, kernel, stride, padding, x, c_out) in enumerate(geometries()):
         bits = (8, 6, 4)[number % 3]
         weights = uniform(rng, c_out, x.shape[2], kernel, bits)
-        tile = int(rng.integers(1, c_out + 2))
-        cases.append(conv_case(rng, f"{bits} bits {label} tile {tile}", x, weights, stride, padding, tile, bool(number // 3 % 2)))
+        cases.append(conv_case(rng, f"{bits} bits {label}", x, weights, stride, padding, bool(number // 3 % 2)))
     rng = np.random.default_rng(99)
     for kind, bits in product(("low", "high", "ends"), (8, 6, 4)):
         extreme = np.where(rng.random((3, 3, 3, 64)) < 0.5, -1, 1) * (2 ** (bits - 1) - 1)
         weights = Uniform(bits, extreme)
-        cases.append(conv_case(rng, f"saturating {kind}", inputs(rng, (4, 5, 64), kind), weights, padding=(1, 1, 1, 1), tile=2))
+        cases.append(conv_case(rng, f"saturating {kind}", inputs(rng, (4, 5, 64), kind), weights, padding=(1, 1, 1, 1)))
     for bits in (8, 6, 4):
         dense = uniform(rng, 10, 131, (1, 1), bits)
-        cases.append(conv_case(rng, f"dense {bits} bits", inputs(rng, (1, 1, 131), "any"), dense, tile=4))
+        cases.append(conv_case(rng, f"dense {bits} bits", inputs(rng, (1, 1, 131), "any"), dense))
         # Padded below and to the right alone: the first pixel's window lies in place, the last one's does not.
         one = uniform(rng, 3, 5, (1, 1), bits)
-        cases.append(conv_case(rng, "1x1 padded below", inputs(rng, (3, 3, 5), "any"), one, (2, 1), (0, 2, 0, 1), tile=2))
+        cases.append(conv_case(rng, "1x1 padded below", inputs(rng, (3, 3, 5), "any"), one, (2, 1), (0, 2, 0, 1)))
     small = Uniform(4, rng.choice([-1, 0, 1], (5, 1, 1, 3)))
-    cases.extend(conv_case(rng, f"acc_shift {a}", inputs(rng, (3, 4, 3), "any"), small, tile=2, acc_shift=a) for a in (1, 3, 7, 15))
+    cases.extend(conv_case(rng, f"acc_shift {a}", inputs(rng, (3, 4, 3), "any"), small, acc_shift=a) for a in (1, 3, 7, 15))
     return cases
 
 
@@ -303,28 +301,27 @@ def indexed_cases() -> list[ConvCase]:
     for number, (rng, label, kernel, stride, padding, x, c_out) in enumerate(geometries()):
         book = codebook(rng, 1 + number * 7 % 40, kernel, number % 6 == 0)
         weights = indexed(rng, c_out, x.shape[2], book, bool(number % 2))
-        tile = int(rng.integers(1, c_out + 2))
-        cases.append(conv_case(rng, f"{len(book)} words {label} tile {tile}", x, weights, stride, padding, tile, bool(number // 3 % 2)))
+        cases.append(conv_case(rng, f"{len(book)} words {label}", x, weights, stride, padding, bool(number // 3 % 2)))
     rng = np.random.default_rng(98)
     for bits, sign in product(range(1, 13), (False, True)):
         codewords = 2 ** (bits - sign) - int(rng.integers(0, max(1, 2 ** (bits - sign) // 2)))
         weights = indexed(rng, 5, 7, codebook(rng, codewords, (3, 3)), sign)
         assert weights.index_bits == bits
         label = f"index of {bits} bits, sign {sign}"
-        cases.append(conv_case(rng, label, inputs(rng, (5, 5, 7), "any"), weights, padding=(1, 1, 1, 1), tile=3))
+        cases.append(conv_case(rng, label, inputs(rng, (5, 5, 7), "any"), weights, padding=(1, 1, 1, 1)))
     for kernel, kind, sign in product(((3, 3), (5, 5), (1, 1)), ("low", "high", "ends"), (False, True)):
         weights = indexed(rng, 5, 64, codebook(rng, 9, kernel, at_bound=True), sign)
-        cases.append(conv_case(rng, f"saturating {kind} {kernel}", inputs(rng, (5, 6, 64), kind), weights, padding=(1, 0, 1, 1), tile=5))
+        cases.append(conv_case(rng, f"saturating {kind} {kernel}", inputs(rng, (5, 6, 64), kind), weights, padding=(1, 0, 1, 1)))
     for sign in (False, True):
         weights = indexed(rng, 4, 3, codebook(rng, 1, (3, 3)), sign)
-        cases.append(conv_case(rng, f"codebook of 1, sign {sign}", inputs(rng, (6, 6, 3), "any"), weights, padding=(1, 1, 1, 1), tile=4))
+        cases.append(conv_case(rng, f"codebook of 1, sign {sign}", inputs(rng, (6, 6, 3), "any"), weights, padding=(1, 1, 1, 1)))
     for h, w in ((3, 3), (3, 4), (3, 5), (4, 4), (5, 7), (3, 9), (6, 6), (4, 11)):
         weights = indexed(rng, 17, 4, codebook(rng, 30, (3, 3)), True)
         for padding in (NO_PADDING, (1, 1, 1, 1), (0, 1, 0, 1), (2, 2, 2, 2)):
             label, x = f"3x3 on {h}x{w} padding {padding}", inputs(rng, (h, w, 4), "any")
-            cases.append(conv_case(rng, label, x, weights, padding=padding, tile=17, per_channel_pads=h % 2 == 0))
+            cases.append(conv_case(rng, label, x, weights, padding=padding, per_channel_pads=h % 2 == 0))
     small = indexed(rng, 5, 3, np.ones((2, 1, 1), np.int8), True)
-    cases.extend(conv_case(rng, f"acc_shift {a}", inputs(rng, (3, 4, 3), "any"), small, tile=2, acc_shift=a) for a in (1, 3, 7, 15))
+    cases.extend(conv_case(rng, f"acc_shift {a}", inputs(rng, (3, 4, 3), "any"), small, acc_shift=a) for a in (1, 3, 7, 15))
     return cases
 
 
@@ -337,7 +334,7 @@ def narrow_cases() -> list[ConvCase]:
             weights = indexed(rng, 9, 6, book, sign, width)
             assert (weights.index_bits, weights.nameable) == (width, 2 ** (width - sign))
             label = f"{width} of {own} bits, sign {sign}"
-            cases.append(conv_case(rng, label, inputs(rng, (5, 6, 6), "any"), weights, padding=(1, 1, 1, 1), tile=4))
+            cases.append(conv_case(rng, label, inputs(rng, (5, 6, 6), "any"), weights, padding=(1, 1, 1, 1)))
     return cases
 
 
@@ -346,23 +343,22 @@ def additive_cases() -> list[ConvCase]:
     cases = []
     for number, (rng, label, kernel, stride, padding, x, c_out) in enumerate(geometries()):
         weights = additive(rng, c_out, x.shape[2], kernel, 1 + number * 5 % 30, bool(number % 2))
-        tile = int(rng.integers(1, c_out + 2))
-        name = f"2 x {weights.codewords} words {label} tile {tile}"
-        cases.append(conv_case(rng, name, x, weights, stride, padding, tile, bool(number // 3 % 2)))
+        name = f"2 x {weights.codewords} words {label}"
+        cases.append(conv_case(rng, name, x, weights, stride, padding, bool(number // 3 % 2)))
     rng = np.random.default_rng(96)
     for stage, sign in product(range(7), (False, True)):
         if 2 * stage + sign <= 12:
             weights = additive(rng, 6, 7, (3, 3), 2**stage, sign)
             label = f"index of {weights.index_bits} bits, sign {sign}, two stages"
-            cases.append(conv_case(rng, label, inputs(rng, (5, 5, 7), "any"), weights, padding=(1, 1, 1, 1), tile=4))
+            cases.append(conv_case(rng, label, inputs(rng, (5, 5, 7), "any"), weights, padding=(1, 1, 1, 1)))
     for stage, sign in product(range(5), (False, True)):
         width = max(1, 2 * stage + sign)
         weights = additive(rng, 6, 7, (3, 3), 27, sign, width)
         assert weights.index_bits < 10 + sign
-        cases.append(conv_case(rng, f"{width} of {10 + sign} bits, two stages", inputs(rng, (5, 5, 7), "any"), weights, tile=4))
+        cases.append(conv_case(rng, f"{width} of {10 + sign} bits, two stages", inputs(rng, (5, 5, 7), "any"), weights))
     for kind, negative in product(("low", "high", "ends"), (False, True)):
         weights = extreme_pairs(64, negative)
-        cases.append(conv_case(rng, f"saturating sums {kind}", inputs(rng, (5, 6, 64), kind), weights, padding=(1, 0, 1, 1), tile=5))
+        cases.append(conv_case(rng, f"saturating sums {kind}", inputs(rng, (5, 6, 64), kind), weights, padding=(1, 0, 1, 1)))
     return cases
 
 

@@ -297,7 +297,8 @@ def spread_plan(graph: IntGraph, forms: Mapping[str, Form]) -> Plan:
     tensors: list[PlacedTensor] = []
     offset = 0
     for number, tensor in enumerate(graph.inputs):
-        tensors.append(PlacedTensor(tensor.name, tensor.size_bytes, Place("input", index=number), -1, len(graph.nodes)))
+        tensors.append(PlacedTensor(tensor.name, tensor.size_bytes, Place("input", index=number, offset=offset), -1, len(graph.nodes)))
+        offset += -(-tensor.size_bytes // 4) * 4
     for number, node in enumerate(graph.nodes):
         size = node.output.size_bytes
         if node.name in graph.outputs:

@@ -13,6 +13,7 @@ HEADER = """
 #define TINY_H
 #include "kq_tiny.h"
 #define TINY_INPUT_BYTES 48u
+#define TINY_INPUT_OFFSET 48u
 #define TINY_OUTPUT_BYTES 16u
 #define TINY_ARENA_BYTES 96u
 #define TINY_ARENA_ALIGN 4u

@@ -14,8 +14,8 @@ from kqgen.plan import Place, Plan, Step
 
 
 def overlaps(plan: Plan) -> list[tuple[str, str]]:
-    """Pairs of arena tensors whose bytes and lifetimes meet, operands overwritten in place left out."""
-    placed = [tensor for tensor in plan.tensors if tensor.place.kind == "arena"]
+    """Pairs of tensors in the arena, inputs too, whose bytes and lifetimes meet, operands overwritten in place left out."""
+    placed = [tensor for tensor in plan.tensors if tensor.place.kind != "output"]
     found = []
     for number, a in enumerate(placed):
         for b in placed[number + 1 :]:
@@ -29,7 +29,7 @@ def overlaps(plan: Plan) -> list[tuple[str, str]]:
 def test_no_two_live_tensors_share_a_byte(graph: IntGraph) -> None:
     plan = nets.make_plan(graph)
     assert overlaps(plan) == []
-    ends = [t.place.offset + t.size_bytes for t in plan.tensors if t.place.kind == "arena"]
+    ends = [t.place.offset + t.size_bytes for t in plan.tensors if t.place.kind != "output"]
     ends += [offset + step.scratch_bytes for offset, step in zip(plan.scratch_offsets, plan.steps, strict=True)]
     assert plan.arena_bytes == -(-max(ends, default=0) // 4) * 4
 
@@ -44,7 +44,7 @@ def test_the_arena_is_no_larger_than_the_fullest_step() -> None:
     plan = nets.make_plan(nets.residual())
 
     def live(step: int) -> int:
-        places = {t.place.offset: -(-t.size_bytes // 4) * 4 for t in plan.tensors if t.place.kind == "arena" and t.first <= step <= t.last}
+        places = {t.place.offset: -(-t.size_bytes // 4) * 4 for t in plan.tensors if t.place.kind != "output" and t.first <= step <= t.last}
         return sum(places.values()) + plan.steps[step].scratch_bytes
 
     assert plan.arena_bytes == max(live(step) for step in range(len(plan.steps)))
@@ -69,8 +69,33 @@ def test_the_check_sees_scratch_on_a_live_tensor() -> None:
     number = next(n for n, step in enumerate(plan.steps) if step.scratch_bytes and reads[n].kind == "arena")
     victim = plan.place(plan.graph.nodes[number].inputs[0])
     offsets = tuple(victim.offset if n == number else offset for n, offset in enumerate(plan.scratch_offsets))
+    roomy = replace(plan, arena_bytes=plan.arena_bytes + plan.steps[number].scratch_bytes)
+    plan_check.check(roomy)
     with pytest.raises(InternalError, match="after its bytes were reused"):
-        plan_check.check(replace(plan, scratch_offsets=offsets))
+        plan_check.check(replace(roomy, scratch_offsets=offsets))
+
+
+def test_inputs_have_places_of_their_own_that_last_until_they_are_read() -> None:
+    plan = nets.make_plan(nets.two_ports())
+    left, right = (plan.place(tensor.name) for tensor in plan.graph.inputs)
+    assert (left.kind, left.index, right.kind, right.index) == ("input", 0, "input", 1)
+    with pytest.raises(InternalError, match="input right shares bytes of the arena with another input"):
+        plan_check.check(moved(plan, "right", replace(right, offset=left.offset)))
+    with pytest.raises(InternalError, match="reads right after its bytes were reused"):
+        plan_check.check(moved(plan, "right", replace(right, offset=plan.scratch_offsets[0])))
+    with pytest.raises(InternalError, match="would overwrite its input Left"):
+        plan_check.check(moved(plan, "Left", replace(left, offset=plan.place("a").offset)))
+
+
+def test_an_input_is_never_written_over_in_place() -> None:
+    """An addition may write over an operand, but not over what the caller may have put anywhere."""
+    net = nets.Builder("given", seed=4)
+    net.input("x", 6, 6, 4)
+    net.input("y", 6, 6, 4)
+    net.add("total", "x", "y")
+    net.conv("last", 2, (1, 1))
+    plan = nets.make_plan(net.graph())
+    assert plan.place("total").offset not in {plan.place("x").offset, plan.place("y").offset}
 
 
 @pytest.mark.parametrize("offset", [2, 1 << 20])
@@ -83,8 +108,9 @@ def test_the_check_sees_an_offset_that_is_unaligned_or_outside(offset: int) -> N
 
 def test_the_check_sees_an_output_that_is_not_the_callers() -> None:
     plan = nets.make_plan(nets.single())
-    with pytest.raises(InternalError, match=r"caller's buffer|outside the arena"):
-        plan_check.check(moved(plan, plan.graph.outputs[0], Place("arena", offset=0)))
+    roomy = replace(plan, arena_bytes=plan.arena_bytes + 64)
+    with pytest.raises(InternalError, match="does not write an output to the caller's buffer"):
+        plan_check.check(moved(roomy, plan.graph.outputs[0], Place("arena", offset=plan.arena_bytes)))
 
 
 def test_scratch_lives_only_for_its_step() -> None:

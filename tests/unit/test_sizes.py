@@ -29,7 +29,7 @@ def test_layer_sizes_by_hand() -> None:
     # 9 x 7 weights of 4 bits = 31.5 bytes.
     assert sizes.layer_sizes(node(graph, "four")).weights == 32
     assert sizes.layer_sizes(node(graph, "b1_add")) == sizes.LayerSizes(0, 0, 0, 0, 0, 20)
-    assert sizes.layer_sizes(node(graph, "fc")).total == 360 + 10 * 7 + 48
+    assert sizes.layer_sizes(node(graph, "fc")).total == 360 + 10 * 7 + 52
 
 
 @pytest.mark.parametrize("graph", [nets.residual(), nets.two_ports(), nets.single()], ids=lambda graph: graph.name)

@@ -10,10 +10,11 @@ import nets
 import numpy as np
 import pytest
 
-from kqgen import views_text
+from kqgen import memory, views_text
 from kqgen.board import load_board
 from kqgen.emit import Golden, Meta
 from kqgen.errors import InputError, InternalError
+from kqgen.fuse import fuse
 from kqgen.intgraph import IntConv2d, IntGraph, KqWeights, UniformWeights, frozen
 from kqgen.plan import Plan
 from kqgen.views import ModelView, buffer_views, graph_digest, model_view
@@ -145,8 +146,17 @@ def test_a_form_that_does_not_suit_the_weights_is_refused() -> None:
     graph = nets.single()
     plan = nets.make_plan(graph)
     steps = (replace(plan.steps[0], form="decode"),)
-    with pytest.raises(InternalError, match="only"):
+    with pytest.raises(InternalError, match="layer only: form decode does not suit its weights"):
         view_of(graph, replace(plan, steps=steps))
+
+
+@pytest.mark.parametrize("function", ["kq_conv2d_decode_s8", "kq_conv2d_s9", ""])
+def test_a_function_that_does_not_suit_the_weights_is_refused(function: str) -> None:
+    plan = nets.make_plan(nets.single())
+    steps = (replace(plan.steps[0], function=function),)
+    with pytest.raises(InternalError, match="layer only: form direct does not suit its weights") as refused:
+        view_of(plan.graph, replace(plan, steps=steps))
+    assert refused.value.found == function
 
 
 def test_sums_of_two_codewords_are_never_reused() -> None:
@@ -154,6 +164,9 @@ def test_sums_of_two_codewords_are_never_reused() -> None:
     plan = nets.spread_plan(graph, {"sum": "reuse"})
     with pytest.raises(InternalError, match="sum: form reuse"):
         view_of(graph, plan)
+    steps = tuple(replace(step, function="kq_conv2d_reuse_s8") if step.node == "sum" else step for step in plan.steps)
+    with pytest.raises(InternalError, match="sum: form reuse"):
+        view_of(graph, replace(plan, steps=steps))
 
 
 def test_parameters_and_words_of_additive_and_narrow_indices() -> None:
@@ -194,8 +207,10 @@ def test_an_index_that_names_no_codeword_is_never_written() -> None:
     wrong = replace(graph, nodes=(replace(conv, weights=replace(conv.weights, codes=frozen(codes, np.int16))), *graph.nodes[1:]))
     golden = nets.make_golden(graph, nets.random_inputs(graph, 1))
     with pytest.raises(InternalError, match="stem: codes do not suit codebook plain") as refused:
-        model_view(nets.make_plan(wrong), load_board("host"), golden, META, ())
+        model_view(replace(nets.make_plan(graph), graph=wrong), load_board("host"), golden, META, ())
     assert "codeword number 21" in refused.value.found
+    with pytest.raises(InternalError, match="stem: codes do not suit codebook plain"):
+        nets.make_plan(wrong)
 
 
 def test_a_plan_of_another_graph_is_refused() -> None:
@@ -256,9 +271,40 @@ def test_the_digest_sees_every_number_and_name() -> None:
     assert view_of(graph).options_digest != view_of(graph, meta=Meta("kqgen 1.2.3", "--weights int8")).options_digest
 
 
-def test_an_arena_is_never_empty() -> None:
-    view = view_of(nets.single())
-    assert (view.arena_bytes, view.uses_arena) == (4, False)
+def test_an_arena_has_room_for_the_input_even_where_no_layer_uses_it() -> None:
+    graph = nets.single()
+    plan = memory.plan(graph, nets.spread_plan(graph, {}).steps)
+    view = view_of(graph, plan)
+    assert (view.arena_bytes, view.uses_arena, view.buffers[0].offset) == (24, False, "0")
+
+
+def test_inputs_have_an_offset_in_the_arena_and_outputs_none() -> None:
+    graph = nets.two_ports()
+    plan = nets.make_plan(graph)
+    view = view_of(graph, plan)
+    assert [buffer.offset for buffer in view.buffers] == [*(str(plan.place(each.name).offset) for each in graph.inputs), "", ""]
+    assert len({buffer.offset for buffer in view.buffers[:2]}) == 2
+
+
+def test_a_layer_that_adds_is_told_as_one() -> None:
+    net = nets.Builder("net", seed=4)
+    net.input("x", 6, 6, 3)
+    net.conv("stem", 4, (3, 3), padding=(1, 1, 1, 1))
+    net.conv("first", 4, (3, 3), padding=(1, 1, 1, 1))
+    net.conv("second", 4, (3, 3), padding=(1, 1, 1, 1), lo=-90)
+    net.add("total", "second", "stem", lo=-30)
+    net.conv("last", 2, (1, 1))
+    graph = fuse(net.graph())
+    plan = nets.make_plan(graph)
+    step = step_of(view_of(graph, plan), "total")
+    assert step.addend is not None
+    assert isinstance(step.params, Conv2dParams)
+    assert (step.params.requant.sum, step.params.requant.lo, step.addend.lo) == ("&net_total_addend", -90, -30)
+    assert (step.addend.multiplier_a, step.addend.multiplier_b) == (9000, 12345)
+    call = " ".join(line.strip() for line in step.call)
+    place = f"mem + {plan.place('stem').offset}"
+    assert call.startswith(f"{plan.steps[2].function}(&net_total, mem + {plan.place('first').offset}, {place}, ")
+    assert "second" in "".join(step.title)
 
 
 def test_a_maximum_has_no_requantisation() -> None:
