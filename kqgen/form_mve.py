@@ -13,6 +13,9 @@ LANES_BYTES = 16
 SLACK_BYTES = 32
 """Read behind the columns at most."""
 
+CONSTANT_WORDS, PAIR_WORDS = 44, 10
+"""Of a tile's constants, and of the parameters of two output channels."""
+
 # Modelled cycles on a Cortex-M55, counted by hand in the loops of runtime_c/kq_mve.h and checked against counts.
 STEP_CYCLES = 8.0
 GROUP_CYCLES = 16.0
@@ -44,13 +47,13 @@ def _round(value: int, unit: int) -> int:
 def scratch_bytes(shape: ConvShape, tile: int) -> int:
     """SPEC 6.7."""
     (k_h, k_w), (stride_h, stride_w) = shape.kernel, shape.stride
-    lanes = _round(tile, 4)
+    words = CONSTANT_WORDS + PAIR_WORDS * (_round(tile, 2) // 2)
     weights = _round(tile, 2 if shape.kind == "uniform" else 8) * _round(shape.taps, LANES_BYTES)
     columns = ((shape.w_out - 1) * stride_w + k_w) * k_h * shape.c_in
     slides = (shape.h_out - 1) * stride_h * shape.c_in if stride_h < k_h else 0
     stages = {"uniform": 0, "indexed": 1, "additive": 2}[shape.kind]
     book = stages * shape.codewords * shape.n
-    return 5 * 4 * lanes + round4(shape.c_in) + weights + round4(columns + slides + SLACK_BYTES) + round4(book)
+    return 4 * words + round4(shape.c_in) + weights + round4(columns + slides + SLACK_BYTES) + round4(book)
 
 
 def _cycles(shape: ConvShape, tile: int) -> float:

@@ -10,11 +10,11 @@ KQGEN_CODE static void arrange_weights(const kq_conv2d *conv, const kq_mve_tile 
     const kq_window *window = &conv->window;
     const uint32_t c_in = window->c_in;
     const uint32_t taps = (uint32_t)window->k_h * window->k_w * c_in;
-    int8_t *to = tile->weights;
     uint32_t o;
-    kq_mve_clear(to, kq_mve_round(channels, 2) * KQ_MVE_BYTES * tile->steps);
+    kq_mve_clear(tile->weights, kq_mve_round(channels, 2) * KQ_MVE_BYTES * tile->steps);
     for (o = 0; o < channels; ++o) {
         const int8_t *from = tile->columns;
+        int8_t *to = tile->weights + kq_mve_channel(tile, o);
         uint32_t row;
         kq_mve_expand(conv->weights, (first + o) * taps, conv->bits, taps, tile->columns);
         for (row = 0; row < window->k_h; ++row) {
@@ -29,7 +29,6 @@ KQGEN_CODE static void arrange_weights(const kq_conv2d *conv, const kq_mve_tile 
                 j += window->k_h * c_in;
             }
         }
-        to += (o & 1u) != 0 ? (2u * tile->steps - 1u) * KQ_MVE_BYTES : KQ_MVE_BYTES;
     }
 }
 
@@ -56,41 +55,137 @@ KQGEN_CODE static uint32_t named_codewords(const kq_conv2d_kq *conv)
     return conv->codewords < most ? conv->codewords : most;
 }
 
-/* Expands the kernels of channels first..first+channels-1 of input channel i, one after the other. `book` holds the codewords that can be
- * named as bytes, those of a second stage `stage_bytes` behind those of the first.
+/* What every kernel of a tile needs: `book` holds the codewords that can be named as bytes, those of a second stage `stage_bytes` behind
+ * those of the first.
  */
-KQGEN_CODE static void arrange_kernels(
-    const kq_conv2d_kq *conv, const kq_mve_tile *tile, const int8_t *book, uint32_t stage_bytes, uint32_t i, uint32_t first,
-    uint32_t channels)
+typedef struct {
+    const kq_conv2d_kq *conv;
+    const kq_mve_tile *tile;
+    const int8_t *book;
+    uint32_t stage_bytes;
+    uint32_t n;
+    uint32_t code_bits;
+    uint32_t stage_bits;
+} kernel_source;
+
+/* Expands the kernel of `index` for input channel i; `to` is where the weights of its output channel begin. */
+KQGEN_CODE static void arrange_kernel(const kernel_source *source, uint32_t index, uint32_t i, int8_t *to)
 {
+    const kq_window *window = source->tile->window;
+    const uint32_t mask = ((uint32_t)1 << source->stage_bits) - 1u;
+    const int8_t *a = source->book + (index & mask) * source->n;
+    const int8_t *b = source->book + source->stage_bytes + (index >> source->stage_bits & mask) * source->n;
+    const int32_t sign = index >> source->code_bits != 0 ? -1 : 1;
+    const int additive = source->stage_bytes != 0;
+    uint32_t row;
+    uint32_t t = 0;
+    for (row = 0; row < window->k_h; ++row) {
+        uint32_t j = row * window->c_in + i;
+        uint32_t column;
+        for (column = 0; column < window->k_w; ++column) {
+            const int32_t value = additive ? a[t] + b[t] : a[t];
+            to[kq_mve_place(j)] = (int8_t)(sign * value);
+            ++t;
+            j += window->k_h * (uint32_t)window->c_in;
+        }
+    }
+}
+
+#if KQ_MVE
+
+/* Eight indices from entry `entry` on, of which `left` are read (all, if there are as many); the others are 0. Lanes read the bytes that hold
+ * their first bit, the next one and the one that holds their last bit.
+ */
+KQGEN_CODE static KQ_INLINE uint16x8_t eight_indices(const uint8_t *table, uint32_t entry, uint32_t bits, uint32_t left)
+{
+    const uint8_t *from = table + (size_t)(entry >> 3) * bits;
+    const mve_pred16_t some = vctp16q(left);
+    const uint16x8_t begin = vaddq_n_u16(vmulq_n_u16(vidupq_n_u16(0, 1), (uint16_t)bits), (uint16_t)((entry & 7u) * bits));
+    const uint16x8_t low = vshrq_n_u16(begin, 3);
+    const uint16x8_t high = vshrq_n_u16(vaddq_n_u16(begin, (uint16_t)(bits - 1u)), 3);
+    const int16x8_t down = vreinterpretq_s16_u16(vandq_u16(begin, vdupq_n_u16(7)));
+    uint16x8_t both = vldrbq_gather_offset_z_u16(from, low, some);
+    if (bits == 11u) { /* the only width whose entries reach over three bytes */
+        const uint16x8_t middle = vminq_u16(vaddq_n_u16(low, 1), high);
+        both = vsliq_n_u16(both, vldrbq_gather_offset_z_u16(from, middle, some), 8);
+        both = vshlq_u16(both, vnegq_s16(down));
+        both = vorrq_u16(both, vshlq_u16(vldrbq_gather_offset_z_u16(from, high, some), vsubq_s16(vdupq_n_s16(16), down)));
+    } else {
+        both = vsliq_n_u16(both, vldrbq_gather_offset_z_u16(from, high, some), 8);
+        both = vshlq_u16(both, vnegq_s16(down));
+    }
+    return vandq_u16(both, vdupq_n_u16((uint16_t)(((uint32_t)1 << bits) - 1u)));
+}
+
+/* Expands the kernels of eight output channels for input channel i from entry `entry` of the indices on, `left` of them; weights of the
+ * others become those of codeword 0. `to` is where the weights of the first begin. Offsets fit 16 bits, as arranges_by_eight says.
+ */
+KQGEN_CODE static KQ_NOINLINE void arrange_eight(const kernel_source *source, uint32_t entry, uint32_t left, uint32_t i, int8_t *to)
+{
+    const kq_conv2d_kq *conv = source->conv;
     const kq_window *window = &conv->window;
-    const uint32_t c_in = window->c_in;
-    const uint32_t n = (uint32_t)window->k_h * window->k_w;
-    const uint32_t code_bits = (uint32_t)conv->index_bits - conv->sign;
-    const uint32_t stage_bits = conv->stages == 2u ? code_bits >> 1 : code_bits;
-    const uint32_t mask = ((uint32_t)1 << stage_bits) - 1u;
-    kq_bit_reader reader = kq_bits_at(conv->indices, i * window->c_out + first, conv->index_bits);
-    int8_t *to = tile->weights;
-    uint32_t o;
-    for (o = 0; o < channels; ++o) {
-        const uint32_t index = kq_bits_next(&reader, conv->index_bits);
-        const uint32_t second = index >> stage_bits & mask;
-        const int8_t *a = book + (index & mask) * n;
-        const int8_t *b = book + stage_bytes + second * n;
-        const int32_t sign = index >> code_bits != 0 ? -1 : 1;
-        uint32_t row;
-        for (row = 0; row < window->k_h; ++row) {
-            uint32_t j = row * c_in + i;
-            uint32_t column;
+    const uint16x8_t lane = vidupq_n_u16(0, 1);
+    const uint16x8_t odd = vandq_u16(lane, vdupq_n_u16(1));
+    const uint16x8_t channel = vaddq_u16(vmulq_n_u16(vsubq_u16(lane, odd), (uint16_t)(source->tile->steps * KQ_MVE_BYTES)), vshlq_n_u16(odd, 4));
+    const uint16x8_t index = eight_indices(conv->indices, entry, conv->index_bits, left);
+    const uint16x8_t mask = vdupq_n_u16((uint16_t)(((uint32_t)1 << source->stage_bits) - 1u));
+    const uint16x8_t negative = vshlq_r_u16(index, -(int32_t)source->code_bits);
+    const int16x8_t sign = vsubq_s16(vdupq_n_s16(1), vreinterpretq_s16_u16(vshlq_n_u16(negative, 1)));
+    const uint16x8_t a = vmulq_n_u16(vandq_u16(index, mask), (uint16_t)source->n);
+    const uint16x8_t b = vmulq_n_u16(vandq_u16(vshlq_r_u16(index, -(int32_t)source->stage_bits), mask), (uint16_t)source->n);
+    const uint32_t step = window->k_h * (uint32_t)window->c_in;
+    const int8_t *book = source->book;
+    uint32_t row;
+    for (row = 0; row < window->k_h; ++row) {
+        uint32_t j = row * window->c_in + i;
+        uint32_t column;
+        if (source->stage_bytes != 0) {
             for (column = 0; column < window->k_w; ++column) {
-                const int32_t value = conv->stages == 2u ? *a + *b : *a;
-                to[kq_mve_place(j)] = (int8_t)(sign * value);
-                ++a;
-                ++b;
-                j += window->k_h * c_in;
+                const int16x8_t second = vldrbq_gather_offset_s16(book + source->stage_bytes, b);
+                const int16x8_t value = vaddq_s16(vldrbq_gather_offset_s16(book, a), second);
+                vstrbq_scatter_offset_s16(to + kq_mve_place(j), channel, vmulq_s16(value, sign));
+                ++book;
+                j += step;
+            }
+        } else {
+            for (column = 0; column < window->k_w; ++column) {
+                vstrbq_scatter_offset_s16(to + kq_mve_place(j), channel, vmulq_s16(vldrbq_gather_offset_s16(book, a), sign));
+                ++book;
+                j += step;
             }
         }
-        to += (o & 1u) != 0 ? (2u * tile->steps - 1u) * KQ_MVE_BYTES : KQ_MVE_BYTES;
+    }
+}
+
+#endif
+
+/* Expands the kernels of channels first..first+channels-1. */
+KQGEN_CODE static void arrange_kernels(const kernel_source *source, uint32_t first, uint32_t channels)
+{
+    const kq_conv2d_kq *conv = source->conv;
+    const kq_mve_tile *tile = source->tile;
+    const uint32_t c_out = conv->window.c_out;
+    uint32_t entry = first;
+    uint32_t i;
+#if KQ_MVE
+    const int by_eight = source->stage_bytes <= 0xFFFFu && 8u * KQ_MVE_BYTES * tile->steps <= 0xFFFFu;
+#else
+    const int by_eight = 0;
+#endif
+    for (i = 0; i < conv->window.c_in; ++i) {
+        uint32_t o = 0;
+#if KQ_MVE
+        for (; by_eight && o < channels; o += 8u) {
+            arrange_eight(source, entry + o, channels - o, i, tile->weights + o * KQ_MVE_BYTES * tile->steps);
+        }
+#endif
+        if (!by_eight) {
+            kq_bit_reader reader = kq_bits_at(conv->indices, entry, conv->index_bits);
+            for (; o < channels; ++o) {
+                arrange_kernel(source, kq_bits_next(&reader, conv->index_bits), i, tile->weights + kq_mve_channel(tile, o));
+            }
+        }
+        entry += c_out;
     }
 }
 
@@ -106,18 +201,18 @@ KQGEN_CODE void kq_conv2d_decode_mve_s8(const kq_conv2d_kq *conv, const int8_t *
         kq_mve_tile_at(window, &conv->requant, conv->pad_values, conv->pad_value, size, weight_channels, scratch);
     int8_t *book = tile.columns + kq_mve_columns_bytes(&tile);
     const uint32_t stage_bytes = named_codewords(conv) * n;
+    const uint32_t code_bits = (uint32_t)conv->index_bits - conv->sign;
+    const int additive = conv->stages == 2u;
+    const kernel_source source = {conv, &tile, book, additive ? stage_bytes : 0, n, code_bits, additive ? code_bits >> 1 : code_bits};
     uint32_t first;
     kq_mve_expand(conv->codebook, 0, 6, stage_bytes, book);
-    if (conv->stages == 2u) {
+    if (additive) {
         kq_mve_expand(conv->codebook, conv->codewords * n, 6, stage_bytes, book + stage_bytes);
     }
     for (first = 0; first < c_out; first += size) {
         const uint32_t channels = c_out - first < size ? c_out - first : size;
-        uint32_t i;
         kq_mve_clear(tile.weights, weight_channels * KQ_MVE_BYTES * tile.steps);
-        for (i = 0; i < window->c_in; ++i) {
-            arrange_kernels(conv, &tile, book, stage_bytes, i, first, channels);
-        }
+        arrange_kernels(&source, first, channels);
         kq_mve_convolve(&tile, input, output, first, channels);
     }
 }

@@ -23,18 +23,18 @@
 #define KQ_MVE_BYTES 16u /* of a vector */
 #define KQ_MVE_SLACK 32u /* bytes behind the columns that may be read */
 
-/* A layer's tile at work: parameters of the layer, and the parts of scratch in their order. `lanes` is the tile rounded up to whole vectors
- * of int32.
- */
+#define KQ_MVE_CONSTANTS 44u /* words of a tile's constants */
+#define KQ_MVE_PARAMS 10u    /* words of two channels' parameters */
+
+/* A layer's tile at work: parameters of the layer, and the parts of scratch in their order. */
 typedef struct {
     const kq_window *window;
     const kq_requant *requant;
-    const int8_t *pads; /* c_in values */
-    int32_t *sums;      /* [2][lanes] accumulators of two pixels */
-    int32_t *params;    /* [3][lanes] biases; with Helium also multipliers * 2^16 and negated shifts */
+    int32_t *constants; /* Helium: vectors of what all channels share, as kq_mve_fill_constants writes them */
+    int32_t *params;    /* Helium: of two channels b0 b1, m0 m1 m0 m1 (times 2^16), s0 s1 s0 s1 (negated) */
+    int8_t *pads;       /* c_in values */
     int8_t *weights;    /* [pairs of channels][steps][2][16] */
     int8_t *columns;
-    uint32_t lanes;
     uint32_t steps;       /* vectors that a window takes */
     uint32_t slide_bytes; /* what the columns move by from one output row to the next; 0: they are written anew */
 } kq_mve_tile;
@@ -48,7 +48,13 @@ KQGEN_CODE static inline uint32_t kq_mve_round(uint32_t x, uint32_t unit)
 /* Place of value j of a window among the weights of its channel. */
 KQGEN_CODE static inline uint32_t kq_mve_place(uint32_t j)
 {
-    return ((j & ~(KQ_MVE_BYTES - 1u)) << 1) + (j & (KQ_MVE_BYTES - 1u));
+    return j + (j & ~(KQ_MVE_BYTES - 1u));
+}
+
+/* Where the weights of channel number `o` of the tile begin, in bytes. */
+KQGEN_CODE static inline uint32_t kq_mve_channel(const kq_mve_tile *tile, uint32_t o)
+{
+    return ((o & ~(uint32_t)1u) * tile->steps + (o & 1u)) * KQ_MVE_BYTES;
 }
 
 /* Sets `size_bytes` values to 0; Helium: and up to 15 more. */
@@ -140,128 +146,174 @@ KQGEN_CODE static KQ_NOINLINE void kq_mve_expand(const uint8_t *table, uint32_t 
     }
 }
 
-/* The tile of `channels` output channels from `first` on: fills its biases, multipliers and shifts, up to whole vectors. */
-KQGEN_CODE static void kq_mve_fill_params(const kq_mve_tile *tile, uint32_t first, uint32_t channels)
-{
-    const kq_requant *requant = tile->requant;
-    int32_t *params = tile->params;
-    uint32_t i;
-    for (i = 0; i < tile->lanes; ++i) {
-        const uint32_t channel = first + (i < channels ? i : 0);
-        params[i] = requant->bias[channel];
-#if KQ_MVE
-        params[tile->lanes + i] = requant->multiplier[channel] * 65536;
-        params[2u * tile->lanes + i] = -(int32_t)requant->shift[channel];
-#endif
-    }
-}
-
 #if KQ_MVE
 
-/* Accumulators of two pixels by `pairs` pairs of output channels, to sums0 and sums1: bias plus dot product over `steps` vectors. */
-KQGEN_CODE static KQ_INLINE void kq_mve_dots(
-    const int8_t *x0, const int8_t *x1, const int8_t *weights, const int32_t *bias, uint32_t steps, uint32_t pairs, int32_t *sums0,
-    int32_t *sums1)
+/* Four equal words. */
+KQGEN_CODE static int32_t *kq_mve_put_words(int32_t *to, int32_t value)
 {
-    const uint32_t window_bytes = KQ_MVE_BYTES * steps;
-    int32_t acc00;
-    int32_t acc01;
-    int32_t acc10;
-    int32_t acc11;
-    /* The loop runs 8 cycles for 64 multiply-accumulates; it loads the next step's operands where this step's are no longer needed. */
-    __asm__ volatile(
-        "vldrb.u8 q2, [%[weights]], #16\n"
-        "1:\n\t"
-        "ldrd %[acc00], %[acc01], [%[bias]], #8\n\t"
-        "dls lr, %[steps]\n\t"
-        "mov %[acc10], %[acc00]\n\t"
-        "mov %[acc11], %[acc01]\n\t"
-        "vldrb.u8 q0, [%[x0]]\n"
-        "2:\n\t"
-        "vmladava.s8 %[acc00], q0, q2\n\t"
-        "vldrb.u8 q3, [%[weights]], #16\n\t"
-        "vmladava.s8 %[acc01], q0, q3\n\t"
-        "vldrb.u8 q1, [%[x1]], #16\n\t"
-        "vmladava.s8 %[acc10], q1, q2\n\t"
-        "vldrb.u8 q0, [%[x0], #16]!\n\t"
-        "vmladava.s8 %[acc11], q1, q3\n\t"
-        "vldrb.u8 q2, [%[weights]], #16\n\t"
-        "le lr, 2b\n\t"
-        "sub %[x0], %[x0], %[size]\n\t"
-        "sub %[x1], %[x1], %[size]\n\t"
-        "strd %[acc00], %[acc01], [%[sums0]], #8\n\t"
-        "strd %[acc10], %[acc11], [%[sums1]], #8\n\t"
-        "subs %[pairs], %[pairs], #1\n\t"
-        "bne 1b\n"
-        : [acc00] "=&Te"(acc00), [acc01] "=&Te"(acc01), [acc10] "=&Te"(acc10), [acc11] "=&Te"(acc11), [x0] "+&r"(x0), [x1] "+&r"(x1),
-          [weights] "+&r"(weights), [bias] "+&r"(bias), [sums0] "+&r"(sums0), [sums1] "+&r"(sums1), [pairs] "+&r"(pairs)
-        : [steps] "r"(steps), [size] "r"(window_bytes)
-        : "q0", "q1", "q2", "q3", "lr", "cc", "memory");
+    vstrwq_s32(to, vdupq_n_s32(value));
+    return to + 4;
 }
 
-/* The int8 results, as int32, of one vector of accumulators, which are already shifted up by acc_shift: VMULH gives
- * floor(acc * multiplier * 2^16 / 2^32), VRSHL by -shift rounds as SPEC 3.3 does.
+/* Vectors that kq_mve_group reads: places of a group's four results (set by kq_mve_row), zero point, lo, hi, acc_shift, then the layer's
+ * sum: multiplier of the result, of the other, bias, negated shift, lo, hi. A layer that does not sum gets 1, 0, 0, 0, which changes nothing.
  */
-KQGEN_CODE static KQ_INLINE int32x4_t kq_mve_scaled(
-    int32x4_t acc, const int32_t *multipliers, const int32_t *shifts, int32_t zero_point, int32x4_t lo, int32x4_t hi)
-{
-    const int32x4_t high = vmulhq_s32(acc, vldrwq_s32(multipliers));
-    const int32x4_t scaled = vaddq_n_s32(vrshlq_s32(high, vldrwq_s32(shifts)), zero_point);
-    return vminq_s32(vmaxq_s32(scaled, lo), hi);
-}
-
-/* Requantises `channels` accumulators of one pixel and stores them from `to` on, `first` being the number of the first one's channel. */
-KQGEN_CODE static KQ_NOINLINE void kq_mve_put(const kq_mve_tile *tile, int32_t *sums, uint32_t first, uint32_t channels, int8_t *to)
+KQGEN_CODE static void kq_mve_fill_constants(const kq_mve_tile *tile)
 {
     const kq_requant *requant = tile->requant;
     const kq_add *sum = requant->sum;
-    const int32_t *multipliers = tile->params + tile->lanes;
-    const int32_t *shifts = multipliers + tile->lanes;
-    const int32_t zero_point = requant->zero_point;
-    const int32x4_t lo = vdupq_n_s32(requant->lo);
-    const int32x4_t hi = vdupq_n_s32(requant->hi);
-    uint32_t left = channels;
-    (void)first;
-    if (requant->acc_shift != 0) {
+    int32_t *to = tile->constants + 4;
+    to = kq_mve_put_words(to, requant->zero_point);
+    to = kq_mve_put_words(to, requant->lo);
+    to = kq_mve_put_words(to, requant->hi);
+    to = kq_mve_put_words(to, requant->acc_shift);
+    to = kq_mve_put_words(to, sum != NULL ? sum->multiplier_a : 1);
+    to = kq_mve_put_words(to, sum != NULL ? sum->multiplier_b : 0);
+    to = kq_mve_put_words(to, sum != NULL ? sum->bias : 0);
+    to = kq_mve_put_words(to, sum != NULL ? -(int32_t)sum->shift : 0);
+    to = kq_mve_put_words(to, sum != NULL ? sum->lo : requant->lo);
+    kq_mve_put_words(to, sum != NULL ? sum->hi : requant->hi);
+}
+
+/* Parameters of output channels first..first+channels-1; an odd last one fills its pair. */
+KQGEN_CODE static void kq_mve_fill_params(const kq_mve_tile *tile, uint32_t first, uint32_t channels)
+{
+    const kq_requant *requant = tile->requant;
+    int32_t *to = tile->params;
+    uint32_t o;
+    for (o = 0; o < channels; o += 2u) {
         uint32_t i;
-        for (i = 0; i < channels; i += 4u) {
-            vstrwq_s32(sums + i, vshlq_r_s32(vldrwq_s32(sums + i), requant->acc_shift));
+        for (i = 0; i < 2u; ++i) {
+            const uint32_t channel = first + (o + i < channels ? o + i : o);
+            const int32_t multiplier = requant->multiplier[channel] * 65536;
+            const int32_t shift = -(int32_t)requant->shift[channel];
+            to[i] = requant->bias[channel];
+            to[2u + i] = multiplier;
+            to[4u + i] = multiplier;
+            to[6u + i] = shift;
+            to[8u + i] = shift;
         }
+        to += KQ_MVE_PARAMS;
     }
-    if (sum == NULL) {
-        for (; left >= 4u; left -= 4u) {
-            vstrbq_s32(to, kq_mve_scaled(vldrwq_s32(sums), multipliers, shifts, zero_point, lo, hi));
-            sums += 4;
-            multipliers += 4;
-            shifts += 4;
-            to += 4;
+}
+
+/* The accumulators of two pixels by two channels: bias plus dot product. 8 cycles for 64 multiply-accumulates; the next step's operands are
+ * loaded where this step's are no longer needed, those of the first step of the next group's weights too.
+ */
+#define KQ_MVE_DOTS \
+    "ldrd %[acc00], %[acc01], [%[params]], #8\n\t" \
+    "dls lr, %[steps]\n\t" \
+    "mov %[acc10], %[acc00]\n\t" \
+    "mov %[acc11], %[acc01]\n\t" \
+    "vldrb.u8 q0, [%[x0]]\n" \
+    "2:\n\t" \
+    "vmladava.s8 %[acc00], q0, q2\n\t" \
+    "vldrb.u8 q3, [%[weights]], #16\n\t" \
+    "vmladava.s8 %[acc01], q0, q3\n\t" \
+    "vldrb.u8 q1, [%[x1]], #16\n\t" \
+    "vmladava.s8 %[acc10], q1, q2\n\t" \
+    "vldrb.u8 q0, [%[x0], #16]!\n\t" \
+    "vmladava.s8 %[acc11], q1, q3\n\t" \
+    "vldrb.u8 q2, [%[weights]], #16\n\t" \
+    "le lr, 2b\n\t"
+
+/* Requantisation of four accumulators (SPEC 3.3): VMULH gives floor(acc * m * 2^16 / 2^32), VRSHL by -s rounds. Constants are loaded where
+ * they are used: between two operations of the vector unit a load costs nothing.
+ */
+#define KQ_MVE_SCALE(shift_up) \
+    "vmov q0[2], q0[0], %[acc00], %[acc10]\n\t" \
+    "vldrw.u32 q3, [%[constants]]\n\t" \
+    "vmov q0[3], q0[1], %[acc01], %[acc11]\n\t" shift_up \
+    "vldrw.u32 q1, [%[params]], #16\n\t" \
+    "vmulh.s32 q0, q0, q1\n\t" \
+    "vldrw.u32 q1, [%[params]], #16\n\t" \
+    "vrshl.s32 q0, q0, q1\n\t" \
+    "vldrw.u32 q1, [%[constants], #16]\n\t" \
+    "vadd.i32 q0, q0, q1\n\t" \
+    "vldrw.u32 q1, [%[constants], #32]\n\t" \
+    "vmax.s32 q0, q0, q1\n\t" \
+    "vldrw.u32 q1, [%[constants], #48]\n\t" \
+    "vmin.s32 q0, q0, q1\n\t"
+
+#define KQ_MVE_SHIFT_UP \
+    "vldrw.u32 q1, [%[constants], #64]\n\t" \
+    "vshl.s32 q0, q0, q1\n\t"
+
+/* What the places hold, times its multiplier, is added to the results times theirs (SPEC 5.2). */
+#define KQ_MVE_SUM \
+    "vldrw.u32 q1, [%[constants], #80]\n\t" \
+    "vmul.i32 q0, q0, q1\n\t" \
+    "vldrb.s32 q1, [%[to], q3]\n\t" \
+    "vldrw.u32 q4, [%[constants], #96]\n\t" \
+    "vmul.i32 q1, q1, q4\n\t" \
+    "vldrw.u32 q4, [%[constants], #112]\n\t" \
+    "vadd.i32 q0, q0, q1\n\t" \
+    "vldrw.u32 q1, [%[constants], #128]\n\t" \
+    "vadd.i32 q0, q0, q4\n\t" \
+    "vldrw.u32 q4, [%[constants], #144]\n\t" \
+    "vshl.s32 q0, q0, q1\n\t" \
+    "vldrw.u32 q1, [%[constants], #160]\n\t" \
+    "vmax.s32 q0, q0, q4\n\t" \
+    "vmin.s32 q0, q0, q1\n\t"
+
+/* All groups of two pixels, one after the other: four results each to the four places behind `to`. */
+#define KQ_MVE_GROUPS(shift_up, sum) \
+    __asm__ volatile( \
+        "vldrb.u8 q2, [%[weights]], #16\n" \
+        "1:\n\t" KQ_MVE_DOTS KQ_MVE_SCALE(shift_up) sum \
+        "vstrb.32 q0, [%[to], q3]\n\t" \
+        "sub %[x0], %[x0], %[steps], lsl #4\n\t" \
+        "sub %[x1], %[x1], %[steps], lsl #4\n\t" \
+        "add %[to], %[to], #2\n\t" \
+        "subs %[pairs], %[pairs], #1\n\t" \
+        "bne 1b\n" \
+        : [acc00] "=&r"(acc00), [acc01] "=&r"(acc01), [acc10] "=&r"(acc10), [acc11] "=&r"(acc11), [x0] "+&r"(first), \
+          [x1] "+&r"(second), [weights] "+&r"(weights), [params] "+&r"(params), [to] "+&r"(place), [pairs] "+&r"(count) \
+        : [steps] "r"(steps), [constants] "r"(places) \
+        : "q0", "q1", "q2", "q3", "q4", "lr", "cc", "memory")
+
+/* A row of output pixels by `channels` channels (an even number, or one): columns begin at x, weights and parameters at those of channel
+ * number `from` of the tile, results go to `to`. Odd ends are computed twice and stored to one place.
+ */
+KQGEN_CODE static KQ_NOINLINE void kq_mve_row(const kq_mve_tile *tile, const int8_t *x, uint32_t from, uint32_t channels, int8_t *to)
+{
+    const kq_window *window = tile->window;
+    const uint32_t pixel_bytes = window->stride_w * window->k_h * (uint32_t)window->c_in;
+    const int general = tile->requant->sum != NULL || tile->requant->acc_shift != 0;
+    const int32_t next = channels > 1u;
+    const uint32_t steps = tile->steps;
+    int32_t *places = tile->constants;
+    uint32_t left = window->w_out;
+    places[0] = 0;
+    places[1] = next;
+    places[2] = window->c_out;
+    places[3] = window->c_out + next;
+    while (left != 0) {
+        const int8_t *first = x;
+        const int8_t *second = x + pixel_bytes;
+        const int8_t *weights = tile->weights + from * KQ_MVE_BYTES * tile->steps;
+        const int32_t *params = tile->params + (from >> 1) * KQ_MVE_PARAMS;
+        int8_t *place = to;
+        uint32_t count = (channels + 1u) >> 1;
+        /* VMLADAVA accumulates in even registers alone. */
+        register int32_t acc00 __asm__("r0");
+        register int32_t acc01 __asm__("r2");
+        register int32_t acc10 __asm__("r4");
+        register int32_t acc11 __asm__("r6");
+        if (left == 1u) {
+            second = first;
+            places[2] = 0;
+            places[3] = next;
+            ++left;
         }
-        if (left != 0) {
-            vstrbq_p_s32(to, kq_mve_scaled(vldrwq_s32(sums), multipliers, shifts, zero_point, lo, hi), vctp32q(left));
+        if (general) {
+            KQ_MVE_GROUPS(KQ_MVE_SHIFT_UP, KQ_MVE_SUM);
+        } else {
+            KQ_MVE_GROUPS("", "");
         }
-    } else {
-        const int32_t multiplier_a = sum->multiplier_a;
-        const int32_t multiplier_b = sum->multiplier_b;
-        const int32_t bias = sum->bias;
-        const int32_t down = -(int32_t)sum->shift;
-        const int32x4_t sum_lo = vdupq_n_s32(sum->lo);
-        const int32x4_t sum_hi = vdupq_n_s32(sum->hi);
-        for (;;) {
-            const mve_pred16_t some = vctp32q(left);
-            const int32x4_t result = kq_mve_scaled(vldrwq_s32(sums), multipliers, shifts, zero_point, lo, hi);
-            int32x4_t total = vmulq_n_s32(vldrbq_z_s32(to, some), multiplier_b);
-            total = vaddq_n_s32(vmlaq_n_s32(total, result, multiplier_a), bias);
-            total = vshlq_r_s32(total, down);
-            vstrbq_p_s32(to, vminq_s32(vmaxq_s32(total, sum_lo), sum_hi), some);
-            if (left <= 4u) {
-                break;
-            }
-            left -= 4u;
-            sums += 4;
-            multipliers += 4;
-            shifts += 4;
-            to += 4;
-        }
+        x += 2u * pixel_bytes;
+        to += 2u * window->c_out;
+        left -= 2u;
     }
 }
 
@@ -278,38 +330,7 @@ KQGEN_CODE static uint32_t kq_mve_dot(const int8_t *x, const int8_t *weights, ui
     return acc;
 }
 
-/* Requantises `channels` accumulators of one pixel and stores them from `to` on, `first` being the number of the first one's channel. */
-KQGEN_CODE static void kq_mve_put(const kq_mve_tile *tile, const int32_t *sums, uint32_t first, uint32_t channels, int8_t *to)
-{
-    uint32_t i;
-    for (i = 0; i < channels; ++i) {
-        kq_store((uint32_t)sums[i], tile->requant, first + i, to + i);
-    }
-}
-
 #endif
-
-/* Accumulators of two pixels, whose windows begin at x0 and x1, by the tile's channels, rounded up to pairs: to tile->sums. */
-KQGEN_CODE static KQ_NOINLINE void kq_mve_accumulate(const kq_mve_tile *tile, const int8_t *x0, const int8_t *x1, uint32_t channels)
-{
-    const uint32_t pairs = (channels + 1u) >> 1;
-#if KQ_MVE
-    kq_mve_dots(x0, x1, tile->weights, tile->params, tile->steps, pairs, tile->sums, tile->sums + tile->lanes);
-#else
-    const kq_window *window = tile->window;
-    const uint32_t taps = (uint32_t)window->k_h * window->k_w * window->c_in;
-    const int8_t *weights = tile->weights;
-    uint32_t i;
-    for (i = 0; i < channels; ++i) {
-        const uint32_t bias = (uint32_t)tile->params[i];
-        const int8_t *own = weights + (i & 1u) * KQ_MVE_BYTES;
-        tile->sums[i] = kq_signed(kq_mve_dot(x0, own, bias, taps));
-        tile->sums[tile->lanes + i] = kq_signed(kq_mve_dot(x1, own, bias, taps));
-        weights += (i & 1u) * 2u * KQ_MVE_BYTES * tile->steps;
-    }
-    (void)pairs;
-#endif
-}
 
 /* Writes input row `row` (outside the map: padding) into the columns, from `to` on. */
 KQGEN_CODE static void kq_mve_fill_row(const kq_mve_tile *tile, const int8_t *input, int32_t row, int8_t *to)
@@ -329,39 +350,57 @@ KQGEN_CODE static void kq_mve_fill_row(const kq_mve_tile *tile, const int8_t *in
     kq_mve_copy(to + (left + middle) * step, step, tile->pads, 0, c_in, columns - left - middle);
 }
 
+/* One row of output pixels, whose columns begin at x, by the tile's channels first..first+channels-1, to `to`. */
+KQGEN_CODE static void kq_mve_convolve_row(const kq_mve_tile *tile, const int8_t *x, uint32_t first, uint32_t channels, int8_t *to)
+{
+#if KQ_MVE
+    const uint32_t even = channels & ~(uint32_t)1u;
+    (void)first;
+    if (even != 0) {
+        kq_mve_row(tile, x, 0, even, to);
+    }
+    if (even != channels) {
+        kq_mve_row(tile, x, even, 1, to + even);
+    }
+#else
+    const kq_window *window = tile->window;
+    const uint32_t taps = (uint32_t)window->k_h * window->k_w * window->c_in;
+    uint32_t pixel;
+    for (pixel = 0; pixel < window->w_out; ++pixel) {
+        uint32_t o;
+        for (o = 0; o < channels; ++o) {
+            const int8_t *weights = tile->weights + kq_mve_channel(tile, o);
+            kq_store(kq_mve_dot(x, weights, (uint32_t)tile->requant->bias[first + o], taps), tile->requant, first + o, to + o);
+        }
+        x += window->stride_w * window->k_h * (uint32_t)window->c_in;
+        to += window->c_out;
+    }
+#endif
+}
+
 /* Output channels first..first+channels-1 of all pixels by the tile's weights. */
 KQGEN_CODE static void kq_mve_convolve(const kq_mve_tile *tile, const int8_t *input, int8_t *output, uint32_t first, uint32_t channels)
 {
     const kq_window *window = tile->window;
-    const uint32_t w_out = window->w_out;
-    const uint32_t c_out = window->c_out;
-    const uint32_t row_bytes = window->c_in;
-    const uint32_t pixel_bytes = window->stride_w * window->k_h * row_bytes;
     int32_t top = -(int32_t)window->pad_top;
     int8_t *columns = tile->columns;
     int8_t *to = output + first;
     uint32_t held = 0; /* rows of the window that the columns hold already */
     uint32_t y;
+#if KQ_MVE
     kq_mve_fill_params(tile, first, channels);
+    if ((channels & 1u) != 0) {
+        int8_t *last = tile->weights + kq_mve_channel(tile, channels - 1u);
+        kq_mve_copy(last + KQ_MVE_BYTES, 2u * KQ_MVE_BYTES, last, 2u * KQ_MVE_BYTES, KQ_MVE_BYTES, tile->steps);
+    }
+#endif
     for (y = 0; y < window->h_out; ++y) {
-        const int8_t *x0 = columns;
         uint32_t row;
-        uint32_t x;
         for (row = held; row < window->k_h; ++row) {
-            kq_mve_fill_row(tile, input, top + (int32_t)row, columns + row * row_bytes);
+            kq_mve_fill_row(tile, input, top + (int32_t)row, columns + row * window->c_in);
         }
-        for (x = 0; x + 1u < w_out; x += 2u) {
-            kq_mve_accumulate(tile, x0, x0 + pixel_bytes, channels);
-            kq_mve_put(tile, tile->sums, first, channels, to);
-            kq_mve_put(tile, tile->sums + tile->lanes, first, channels, to + c_out);
-            x0 += 2u * pixel_bytes;
-            to += 2u * c_out;
-        }
-        if (x < w_out) {
-            kq_mve_accumulate(tile, x0, x0, channels);
-            kq_mve_put(tile, tile->sums, first, channels, to);
-            to += c_out;
-        }
+        kq_mve_convolve_row(tile, columns, first, channels, to);
+        to += (uint32_t)window->w_out * window->c_out;
         top += window->stride_h;
         columns += tile->slide_bytes;
         held = tile->slide_bytes != 0 ? (uint32_t)window->k_h - window->stride_h : 0;
@@ -369,7 +408,7 @@ KQGEN_CODE static void kq_mve_convolve(const kq_mve_tile *tile, const int8_t *in
 }
 
 /* A tile of up to `tile_channels` channels, whose weights are kept for `weight_channels` (even, and no fewer), in `scratch` as SPEC 6.7 lays
- * it out; its pads are filled in.
+ * it out; what all tiles share is filled in.
  */
 KQGEN_CODE static kq_mve_tile kq_mve_tile_at(
     const kq_window *window, const kq_requant *requant, const int8_t *pad_values, int8_t pad_value, uint32_t tile_channels,
@@ -378,22 +417,22 @@ KQGEN_CODE static kq_mve_tile kq_mve_tile_at(
     kq_mve_tile tile;
     const uint32_t c_in = window->c_in;
     const uint32_t taps = (uint32_t)window->k_h * window->k_w * c_in;
-    int8_t *pads;
     uint32_t i;
     tile.window = window;
     tile.requant = requant;
-    tile.lanes = kq_mve_round(tile_channels, 4);
     tile.steps = kq_mve_round(taps, KQ_MVE_BYTES) >> 4;
     tile.slide_bytes = window->stride_h < window->k_h ? (uint32_t)window->stride_h * c_in : 0;
-    tile.sums = scratch;
-    tile.params = tile.sums + 2u * tile.lanes;
-    pads = (int8_t *)(tile.params + 3u * tile.lanes);
-    for (i = 0; i < c_in; ++i) {
-        pads[i] = kq_pad(pad_values, pad_value, i);
-    }
-    tile.pads = pads;
-    tile.weights = pads + kq_mve_round(c_in, 4);
+    tile.constants = scratch;
+    tile.params = tile.constants + KQ_MVE_CONSTANTS;
+    tile.pads = (int8_t *)(tile.params + ((tile_channels + 1u) >> 1) * KQ_MVE_PARAMS);
+    tile.weights = tile.pads + kq_mve_round(c_in, 4);
     tile.columns = tile.weights + weight_channels * KQ_MVE_BYTES * tile.steps;
+    for (i = 0; i < c_in; ++i) {
+        tile.pads[i] = kq_pad(pad_values, pad_value, i);
+    }
+#if KQ_MVE
+    kq_mve_fill_constants(&tile);
+#endif
     return tile;
 }
 
