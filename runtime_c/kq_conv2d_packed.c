@@ -1,6 +1,6 @@
-/* Convolution with two output channels in a word (SPEC 6.2), for cores without SIMD: by uniform weights (form `packed`) and by lookup
- * (form `decode`). The weights of a tile of output channels are expanded once into packed words; then the window of each output pixel is
- * laid out as words and convolved with them, eight channels at a time.
+/* Convolution with two output channels in a word (SPEC 6.2), for cores without SIMD: by uniform weights and by lookup (form `decode`).
+ * The weights of a tile of output channels are expanded once into packed words; then the window of each output pixel is laid out as words
+ * and convolved with them, eight channels at a time.
  */
 #include "kq.h"
 #include "kq_bits.h"
@@ -14,12 +14,17 @@
 typedef struct {
     const kq_window *window;
     const kq_requant *requant;
-    const int8_t *pad_values;
     const int8_t *input;
     int8_t *output;
-    uint32_t pad_value;  /* sign-extended */
     uint32_t by_channel; /* 1: a group is the kernel of an input channel; 0: taps come in the order of the map, cut into groups */
-    kq_lanes lanes;
+    uint32_t groups;
+    uint32_t taps; /* of a group; the last group may have fewer */
+    uint32_t span; /* words of a group's taps: `taps`, or one more so that it is even; 9 stays 9 */
+    uint32_t octets; /* of a tile */
+    uint32_t *stream;
+    uint32_t *weights;
+    uint32_t *tables;
+    int8_t *pads; /* [k_w][c_in]: what a row of padded positions reads */
 } packed_layer;
 
 /* Where the next value of a window goes when taps come in the order of the map. */
@@ -28,16 +33,32 @@ typedef struct {
     uint32_t room; /* taps left in this group, at least 1 */
 } packed_cursor;
 
-/* Sets groups, span and taps: `groups` groups of `taps` taps. */
-KQGEN_CODE static void set_groups(kq_lanes *lanes, uint32_t groups, uint32_t taps)
+/* kq_bits_at as one function for all tables. */
+KQGEN_CODE static KQ_NOINLINE void open_table(kq_bit_reader *reader, const uint8_t *table, uint32_t entry, uint32_t bits)
 {
-    lanes->groups = groups;
-    lanes->taps = taps;
-    lanes->span = taps == 9u ? taps : (taps + 1u) & ~(uint32_t)1u;
+    *reader = kq_bits_at(table, entry, bits);
 }
 
-/* The fewest groups, as even as can be, whose weights of at most `largest` cannot sum to more than 255. */
-KQGEN_CODE static void cut_taps(kq_lanes *lanes, uint32_t taps, uint32_t largest)
+/* kq_bits_next as one function for all tables. */
+KQGEN_CODE static KQ_NOINLINE uint32_t next_entry(kq_bit_reader *reader, uint32_t bits)
+{
+    return kq_bits_next(reader, bits);
+}
+
+/* Words of the taps of a group. */
+KQGEN_CODE static inline uint32_t span_of(uint32_t taps)
+{
+    return taps == 9u ? taps : (taps + 1u) & ~(uint32_t)1u;
+}
+
+/* Words of packed weights of eight channels. */
+KQGEN_CODE static inline uint32_t octet_words(const packed_layer *layer)
+{
+    return layer->groups * layer->span * KQ_LANE_WORDS;
+}
+
+/* The fewest groups, as even as can be, of `taps` taps whose weights of at most `largest` cannot sum to more than 255. */
+KQGEN_CODE static KQ_NOINLINE void cut_taps(packed_layer *layer, uint32_t taps, uint32_t largest)
 {
     uint32_t groups = 1;
     uint32_t each = taps;
@@ -47,29 +68,40 @@ KQGEN_CODE static void cut_taps(kq_lanes *lanes, uint32_t taps, uint32_t largest
             --each;
         }
     }
-    set_groups(lanes, groups, each);
+    layer->groups = groups;
+    layer->taps = each;
+    layer->span = span_of(each);
 }
 
-/* Divides the scratch: the window, then the weights and the tables of `octets` times eight channels. Returns the end. */
-KQGEN_CODE static uint32_t *split_scratch(kq_lanes *lanes, uint32_t octets, void *scratch)
+/* A layer with its scratch divided: window, weights and tables of the octets of a tile, padded positions. `room` is the end. */
+KQGEN_CODE static KQ_NOINLINE int8_t *split_scratch(packed_layer *layer, const int8_t *pad_values, int8_t pad_value, void *scratch)
 {
-    lanes->stream = scratch;
-    lanes->weights = lanes->stream + lanes->groups * (lanes->span + KQ_LANE_WORDS);
-    lanes->tables = lanes->weights + octets * lanes->groups * lanes->span * KQ_LANE_WORDS;
-    return lanes->tables + octets * KQ_LANE_TABLE;
+    const uint32_t c_in = layer->window->c_in;
+    int8_t *pad;
+    uint32_t column;
+    layer->octets = (layer->window->tile + 7u) >> 3;
+    layer->stream = scratch;
+    layer->weights = layer->stream + layer->groups * (layer->span + KQ_LANE_WORDS);
+    layer->tables = layer->weights + layer->octets * octet_words(layer);
+    layer->pads = (int8_t *)(layer->tables + layer->octets * KQ_LANE_TABLE);
+    pad = layer->pads;
+    for (column = 0; column < layer->window->k_w; ++column) {
+        uint32_t i;
+        for (i = 0; i < c_in; ++i) {
+            *pad = kq_pad(pad_values, pad_value, i);
+            ++pad;
+        }
+    }
+    return layer->pads + ((layer->window->k_w * c_in + 3u) & ~(uint32_t)3u);
 }
 
-/* Clears the weights of `octets` times eight channels: what stays so is a missing channel or tap. */
-KQGEN_CODE static KQ_NOINLINE void clear_weights(const kq_lanes *lanes, uint32_t octets)
+/* Clears the weights of a tile: what stays so is a missing channel or tap. */
+KQGEN_CODE static KQ_NOINLINE void clear_weights(const packed_layer *layer)
 {
-    uint32_t *to = lanes->weights;
-    const uint32_t *end = to + octets * lanes->groups * lanes->span * KQ_LANE_WORDS;
-    while (to != end) {
-        to[0] = 0;
-        to[1] = 0;
-        to[2] = 0;
-        to[3] = 0;
-        to += 4;
+    uint32_t *to = layer->weights;
+    while (to != layer->tables) {
+        *to = 0;
+        ++to;
     }
 }
 
@@ -79,139 +111,134 @@ KQGEN_CODE static KQ_NOINLINE void clear_weights(const kq_lanes *lanes, uint32_t
 KQGEN_CODE static void fill_tables(const packed_layer *layer, uint32_t first, uint32_t channels)
 {
     const kq_requant *requant = layer->requant;
-    uint32_t *table = layer->lanes.tables;
+    uint32_t *table = layer->tables;
     uint32_t o;
-    for (o = 0; o < ((channels + 7u) & ~(uint32_t)7u); o += 2u) {
-        const uint32_t pair = (o >> 1) & 3u;
-        uint32_t *entry = table + 8u + 6u * pair;
-        uint32_t i;
-        table[pair] = 0;
-        table[KQ_LANE_WORDS + pair] = 0;
-        for (i = 0; i < 2u; ++i) {
-            const uint32_t there = o + i < channels ? 1u : 0;
-            const uint32_t channel = there != 0 ? first + o + i : first;
-            const uint32_t bias = there * (uint32_t)requant->bias[channel];
-            table[pair] += bias << (16u * i);
-            table[KQ_LANE_WORDS + pair] = bias;
-            entry[2u + 2u * i] = (uint32_t)requant->multiplier[channel];
-            entry[3u + 2u * i] = requant->shift[channel];
-        }
-        if (pair == 3u) {
+    for (o = 0; o < 8u * layer->octets; ++o) {
+        const uint32_t channel = o < channels ? first + o : first;
+        const uint32_t bias = o < channels ? (uint32_t)requant->bias[channel] : 0;
+        uint32_t *start = table + ((o >> 1) & 3u);
+        uint32_t *entry = table + 10u + 6u * ((o >> 1) & 3u) + 2u * (o & 1u);
+        start[0] = (o & 1u) != 0 ? start[0] + (bias << 16) : bias;
+        start[KQ_LANE_WORDS] = bias; /* the odd channel's, which comes last */
+        entry[0] = (uint32_t)requant->multiplier[channel];
+        entry[1] = requant->shift[channel];
+        if ((o & 7u) == 7u) {
             table += KQ_LANE_TABLE;
         }
     }
 }
 
-/* Adds the values of a codeword, times `scale` (1 or -1 in the even channel's half, 2^16 or -2^16 in the odd one's), to packed weights. */
-KQGEN_CODE static KQ_NOINLINE void add_codeword(const uint8_t *codebook, uint32_t codeword, uint32_t scale, uint32_t *weights, uint32_t n)
+/* Unpacks `count` values of a codebook from entry `entry` on, or adds them to those at `to` where `keep` is 0xFF (else 0). */
+KQGEN_CODE static KQ_NOINLINE void unpack_values(const uint8_t *codebook, uint32_t entry, uint32_t count, uint32_t keep, int8_t *to)
 {
-    const kq_bit_reader reader = kq_bits_at(codebook, codeword * n, CODEBOOK_BITS);
-    const uint8_t *next = reader.next;
-    uint32_t held = reader.held;
-    uint32_t held_bits = reader.held_bits;
-    for (; n != 0; --n) {
+    kq_bit_reader reader;
+    const uint8_t *next;
+    uint32_t held;
+    uint32_t held_bits;
+    open_table(&reader, codebook, entry, CODEBOOK_BITS);
+    next = reader.next;
+    held = reader.held;
+    held_bits = reader.held_bits;
+    for (; count != 0; --count) {
         if (held_bits < CODEBOOK_BITS) {
             held |= (uint32_t)*next << held_bits;
             ++next;
             held_bits += 8u;
         }
-        *weights += (uint32_t)kq_shift_down(kq_signed(held << 26), 26) * scale;
+        *to = (int8_t)(kq_shift_down(kq_signed(held << 26), 26) + (int8_t)((uint8_t)*to & keep));
         held >>= CODEBOOK_BITS;
         held_bits -= CODEBOOK_BITS;
-        weights += KQ_LANE_WORDS;
+        ++to;
     }
 }
 
-/* As add_codeword from the codeword's values as bytes. */
-KQGEN_CODE static KQ_NOINLINE void add_values(const int8_t *values, uint32_t scale, uint32_t *weights, uint32_t n)
+/* Where a kernel's values are: in `values`, the codebook as bytes, or unpacked into `room`, a sum where the codebook has two stages. */
+KQGEN_CODE static KQ_NOINLINE const int8_t *kernel_values(
+    const kq_conv2d_kq *conv, uint32_t stages, uint32_t code, uint32_t n, const int8_t *values, int8_t *room)
 {
-    uint32_t t;
-    for (t = 0; t < n; ++t) {
-        *weights += (uint32_t)values[t] * scale;
-        weights += KQ_LANE_WORDS;
+    if (stages == 1u) {
+        if (values != NULL) {
+            return values + code * n;
+        }
+        unpack_values(conv->codebook, code * n, n, 0, room);
+    } else {
+        const uint32_t stage_bits = ((uint32_t)conv->index_bits - conv->sign) >> 1;
+        const uint32_t second = conv->codewords + (code >> stage_bits);
+        unpack_values(conv->codebook, (code & (((uint32_t)1 << stage_bits) - 1u)) * n, n, 0, room);
+        unpack_values(conv->codebook, second * n, n, 0xFFu, room);
     }
+    return room;
 }
 
-/* Expands all codewords, `count` values in all, into bytes. */
-KQGEN_CODE static void expand_codebook(const uint8_t *codebook, uint32_t count, int8_t *values)
-{
-    kq_bit_reader reader = kq_bits_at(codebook, 0, CODEBOOK_BITS);
-    uint32_t i;
-    for (i = 0; i < count; ++i) {
-        values[i] = (int8_t)kq_sign_extend(kq_bits_next(&reader, CODEBOOK_BITS), CODEBOOK_BITS);
-    }
-}
-
-/* Expands the kernels of output channels first..first+channels-1, sums of `stages` codewords. `values`: the codebook as bytes, or NULL. */
+/* Expands the kernels of output channels first..first+channels-1, sums of `stages` codewords. `values`: the codebook as bytes, or NULL;
+ * `room` has room for two kernels.
+ */
 KQGEN_CODE static void expand_kernels(
-    const kq_conv2d_kq *conv, const kq_lanes *lanes, uint32_t stages, const int8_t *values, uint32_t first, uint32_t channels)
+    const kq_conv2d_kq *conv, const packed_layer *layer, uint32_t stages, const int8_t *values, int8_t *room, uint32_t first, uint32_t channels)
 {
     const uint32_t n = (uint32_t)conv->window.k_h * conv->window.k_w;
     const uint32_t bits = conv->index_bits;
     const uint32_t code_bits = bits - conv->sign;
-    const uint32_t stage_bits = stages == 1u ? code_bits : code_bits >> 1;
-    const uint32_t stage_mask = ((uint32_t)1 << stage_bits) - 1u;
-    const uint32_t octet_words = lanes->groups * lanes->span * KQ_LANE_WORDS;
-    uint32_t *channel_at = lanes->weights;
-    uint32_t room = lanes->taps;
+    const uint32_t code_mask = ((uint32_t)1 << code_bits) - 1u;
+    const uint32_t next_octet = octet_words(layer) - KQ_LANE_WORDS;
+    uint32_t *channel_at = layer->weights;
+    uint32_t left = layer->taps;
     uint32_t i;
     for (i = 0; i < conv->window.c_in; ++i) {
-        kq_bit_reader reader = kq_bits_at(conv->indices, i * conv->window.c_out + first, bits);
+        kq_bit_reader reader;
         uint32_t *weights = channel_at;
         uint32_t o;
-        for (o = 0; o < channels; ++o) {
-            const uint32_t index = kq_bits_next(&reader, bits);
-            const uint32_t one = (o & 1u) != 0 ? 0x10000u : 1u;
-            const uint32_t scale = (index >> code_bits) != 0 ? 0u - one : one;
-            uint32_t codeword = index & stage_mask;
-            uint32_t stage;
-            for (stage = 0; stage < stages; ++stage) {
-                if (values != NULL) {
-                    add_values(values + codeword * n, scale, weights, n);
-                } else {
-                    add_codeword(conv->codebook, codeword, scale, weights, n);
-                }
-                codeword = conv->codewords + ((index >> stage_bits) & stage_mask);
+        open_table(&reader, conv->indices, i * conv->window.c_out + first, bits);
+        for (o = 0; o < channels; o += 2u) {
+            const int8_t *kernels[2];
+            uint32_t scales[2] = {0, 0};
+            uint32_t lane;
+            for (lane = 0; lane < 2u && o + lane < channels; ++lane) {
+                const uint32_t index = next_entry(&reader, bits);
+                const uint32_t one = (uint32_t)1 << (16u * lane);
+                scales[lane] = (index >> code_bits) != 0 ? 0u - one : one;
+                kernels[lane] = kernel_values(conv, stages, index & code_mask, n, values, room + lane * n);
             }
-            weights += o & 1u;
-            if ((o & 7u) == 7u) {
-                weights += octet_words - KQ_LANE_WORDS;
+            kq_lane_pack(weights, kernels[0], scales[0], kernels[lane - 1u], scales[1], n);
+            ++weights;
+            if ((o & 6u) == 6u) {
+                weights += next_octet;
             }
         }
-        room -= n;
+        left -= n;
         channel_at += n * KQ_LANE_WORDS;
-        if (room == 0) {
-            room = lanes->taps;
-            channel_at += (lanes->span - lanes->taps) * KQ_LANE_WORDS;
+        if (left == 0) {
+            left = layer->taps;
+            channel_at += (layer->span - layer->taps) * KQ_LANE_WORDS;
         }
     }
 }
 
 /* Expands the uniform weights of output channels first..first+channels-1, each `taps` of them. */
-KQGEN_CODE static void expand_weights(const kq_conv2d *conv, const kq_lanes *lanes, uint32_t taps, uint32_t first, uint32_t channels)
+KQGEN_CODE static void expand_weights(const kq_conv2d *conv, const packed_layer *layer, uint32_t taps, uint32_t first, uint32_t channels)
 {
     const uint32_t bits = conv->bits;
-    const uint32_t octet_words = lanes->groups * lanes->span * KQ_LANE_WORDS;
-    kq_bit_reader reader = kq_bits_at(conv->weights, first * taps, bits);
-    uint32_t *channel_at = lanes->weights;
+    kq_bit_reader reader;
+    uint32_t *channel_at = layer->weights;
     uint32_t o;
+    open_table(&reader, conv->weights, first * taps, bits);
     for (o = 0; o < channels; ++o) {
         const uint32_t lane = 16u * (o & 1u);
         uint32_t *weights = channel_at;
-        uint32_t room = lanes->taps;
+        uint32_t room = layer->taps;
         uint32_t left;
         for (left = taps; left != 0; --left) {
-            *weights += (uint32_t)kq_sign_extend(kq_bits_next(&reader, bits), bits) << lane;
+            *weights += (uint32_t)kq_sign_extend(next_entry(&reader, bits), bits) << lane;
             weights += KQ_LANE_WORDS;
             --room;
             if (room == 0) {
-                room = lanes->taps;
-                weights += (lanes->span - lanes->taps) * KQ_LANE_WORDS;
+                room = layer->taps;
+                weights += (layer->span - layer->taps) * KQ_LANE_WORDS;
             }
         }
         channel_at += o & 1u;
         if ((o & 7u) == 7u) {
-            channel_at += octet_words - KQ_LANE_WORDS;
+            channel_at += octet_words(layer) - KQ_LANE_WORDS;
         }
     }
 }
@@ -220,14 +247,15 @@ KQGEN_CODE static void expand_weights(const kq_conv2d *conv, const kq_lanes *lan
 KQGEN_CODE static int sums_fit(const kq_conv2d *conv, uint32_t taps, uint32_t each)
 {
     const uint32_t bits = conv->bits;
-    kq_bit_reader reader = kq_bits_at(conv->weights, 0, bits);
+    kq_bit_reader reader;
     uint32_t o;
+    open_table(&reader, conv->weights, 0, bits);
     for (o = 0; o < conv->window.c_out; ++o) {
         uint32_t sum = 0;
         uint32_t room = each;
         uint32_t left;
         for (left = taps; left != 0; --left) {
-            const int32_t weight = kq_sign_extend(kq_bits_next(&reader, bits), bits);
+            const int32_t weight = kq_sign_extend(next_entry(&reader, bits), bits);
             sum += (uint32_t)(weight < 0 ? -weight : weight);
             if (sum > KQ_LANE_SUM) {
                 return 0;
@@ -243,18 +271,16 @@ KQGEN_CODE static int sums_fit(const kq_conv2d *conv, uint32_t taps, uint32_t ea
 }
 
 /* Groups of a layer's taps: the fewest that its weights allow and that take no more room than those any weights allow. */
-KQGEN_CODE static void cut_weights(const kq_conv2d *conv, kq_lanes *lanes, uint32_t taps)
+KQGEN_CODE static void cut_weights(const kq_conv2d *conv, packed_layer *layer, uint32_t taps)
 {
-    uint32_t most;
     uint32_t groups = 1;
     uint32_t each = taps;
-    cut_taps(lanes, taps, ((uint32_t)1 << (conv->bits - 1u)) - 1u);
-    most = lanes->groups * lanes->span;
-    while (groups < lanes->groups) {
-        kq_lanes tried;
-        set_groups(&tried, groups, each);
-        if (tried.groups * tried.span <= most && sums_fit(conv, taps, each)) {
-            set_groups(lanes, groups, each);
+    cut_taps(layer, taps, ((uint32_t)1 << (conv->bits - 1u)) - 1u);
+    while (groups < layer->groups) {
+        if (groups * span_of(each) <= layer->groups * layer->span && sums_fit(conv, taps, each)) {
+            layer->groups = groups;
+            layer->taps = each;
+            layer->span = span_of(each);
             return;
         }
         ++groups;
@@ -264,235 +290,236 @@ KQGEN_CODE static void cut_weights(const kq_conv2d *conv, kq_lanes *lanes, uint3
     }
 }
 
-/* Writes `count` bytes as words that lie `step` words apart. */
-KQGEN_CODE static KQ_NOINLINE void widen_apart(uint32_t *to, uint32_t step, const int8_t *from, uint32_t count)
-{
-    const int8_t *end = from + count;
-    while (from != end) {
-        *to = (uint32_t)*from;
-        to += step;
-        ++from;
-    }
-}
-
-/* Writes one word `count` times, `step` words apart. */
-KQGEN_CODE static KQ_NOINLINE void fill_apart(uint32_t *to, uint32_t step, uint32_t word, uint32_t count)
-{
-    for (; count != 0; --count) {
-        *to = word;
-        to += step;
-    }
-}
-
-/* One tap that lies outside the map, in all channels. */
-KQGEN_CODE static void pad_apart(const packed_layer *layer, uint32_t *to, uint32_t step)
-{
-    if (layer->pad_values != NULL) {
-        widen_apart(to, step, layer->pad_values, layer->window->c_in);
-    } else {
-        fill_apart(to, step, layer->pad_value, layer->window->c_in);
-    }
-}
-
 /* Lays out a window by channel: [c_in][span + 4], taps of a channel in the order of the kernel. */
-KQGEN_CODE static void lay_by_channel(const packed_layer *layer, const kq_view *view)
+KQGEN_CODE static KQ_NOINLINE void lay_by_channel(const packed_layer *layer, const kq_view *view)
 {
     const kq_window *window = layer->window;
     const uint32_t c_in = window->c_in;
     const uint32_t k_w = window->k_w;
-    const uint32_t step = layer->lanes.span + KQ_LANE_WORDS;
-    uint32_t *to = layer->lanes.stream;
-    uint32_t row_at = view->base;
+    const uint32_t k_h = window->k_h;
+    const uint32_t apart = layer->span + KQ_LANE_WORDS;
+    const uint32_t row_step = (uint32_t)window->w_in * c_in;
+    const int8_t *from = layer->input + view->base;
+    uint32_t *to = layer->stream;
     uint32_t row;
-    for (row = 0; row < window->k_h; ++row) {
-        uint32_t at = row_at;
+    if (k_w == 3u && view->col_lo == 0 && view->col_hi == 3u && view->row_lo == 0 && view->row_hi == k_h) {
+        kq_widen_threes(to, 4u * apart, from, c_in, k_h, row_step);
+        return;
+    }
+    for (row = 0; row < k_h; ++row) {
+        uint32_t at = view->base + row * row_step;
         uint32_t column;
         for (column = 0; column < k_w; ++column) {
-            if (kq_on_map(view, row, column)) {
-                widen_apart(to, step, layer->input + at, c_in);
-            } else {
-                pad_apart(layer, to, step);
+            const int8_t *values = kq_on_map(view, row, column) ? layer->input + at : layer->pads;
+            uint32_t *word = to;
+            uint32_t i;
+            for (i = 0; i < c_in; ++i) {
+                *word = (uint32_t)values[i];
+                word += apart;
             }
             at += c_in;
             ++to;
         }
-        row_at += (uint32_t)window->w_in * c_in;
     }
+}
+
+/* kq_widen as one function for both ways to lay a window along. */
+KQGEN_CODE static KQ_NOINLINE uint32_t *widen_rows(
+    uint32_t *to, const int8_t *from, uint32_t count, uint32_t rows, uint32_t row_step, uint32_t gap_bytes)
+{
+    return kq_widen(to, from, count, rows, row_step, gap_bytes);
 }
 
 /* Appends `count` bytes to a window. */
-KQGEN_CODE static void widen_along(const kq_lanes *lanes, packed_cursor *cursor, const int8_t *from, uint32_t count)
+KQGEN_CODE static KQ_NOINLINE void widen_along(const packed_layer *layer, packed_cursor *cursor, const int8_t *from, uint32_t count)
 {
     while (count != 0) {
         const uint32_t part = count < cursor->room ? count : cursor->room;
-        widen_apart(cursor->to, 1, from, part);
+        cursor->to = widen_rows(cursor->to, from, part, 1, 0, 0);
         from += part;
         count -= part;
-        cursor->to += part;
         cursor->room -= part;
         if (cursor->room == 0) {
-            cursor->room = lanes->taps;
-            cursor->to += lanes->span - lanes->taps + KQ_LANE_WORDS;
-        }
-    }
-}
-
-/* Appends `positions` positions outside the map to a window. */
-KQGEN_CODE static void pad_along(const packed_layer *layer, packed_cursor *cursor, uint32_t positions)
-{
-    const uint32_t c_in = layer->window->c_in;
-    const int8_t pad_value = (int8_t)kq_signed(layer->pad_value);
-    for (; positions != 0; --positions) {
-        uint32_t i;
-        if (layer->pad_values != NULL) {
-            widen_along(&layer->lanes, cursor, layer->pad_values, c_in);
-        } else {
-            for (i = 0; i < c_in; ++i) {
-                widen_along(&layer->lanes, cursor, &pad_value, 1);
-            }
+            cursor->room = layer->taps;
+            cursor->to += layer->span - layer->taps + KQ_LANE_WORDS;
         }
     }
 }
 
 /* Lays out a window in the order of the map: a row of the kernel that lies on it is one run of bytes. */
-KQGEN_CODE static void lay_along(const packed_layer *layer, const kq_view *view)
+KQGEN_CODE static KQ_NOINLINE void lay_along(const packed_layer *layer, const kq_view *view)
 {
     const kq_window *window = layer->window;
     const uint32_t c_in = window->c_in;
-    const uint32_t columns = view->col_hi - view->col_lo;
-    packed_cursor cursor = {layer->lanes.stream, layer->lanes.taps};
-    uint32_t at = view->base + view->col_lo * c_in;
+    const uint32_t k_h = window->k_h;
+    const uint32_t whole = window->k_w * c_in;
+    const uint32_t left = view->col_lo * c_in;
+    const uint32_t run = view->col_hi * c_in - left;
+    const uint32_t row_step = (uint32_t)window->w_in * c_in;
+    packed_cursor cursor = {layer->stream, layer->taps};
+    uint32_t at = view->base + left;
     uint32_t row;
-    for (row = 0; row < window->k_h; ++row) {
-        if (row - view->row_lo < view->row_hi - view->row_lo) {
-            pad_along(layer, &cursor, view->col_lo);
-            widen_along(&layer->lanes, &cursor, layer->input + at, columns * c_in);
-            pad_along(layer, &cursor, window->k_w - view->col_hi);
+    if (run == whole && view->row_hi - view->row_lo == k_h && (layer->taps == whole || layer->groups == 1u)) {
+        const uint32_t gap = layer->taps == whole ? layer->span - whole + KQ_LANE_WORDS : 0;
+        (void)widen_rows(cursor.to, layer->input + at, whole, k_h, row_step, 4u * gap);
+        return;
+    }
+    for (row = 0; row < k_h; ++row) {
+        if (row - view->row_lo < view->row_hi - view->row_lo && run != 0) {
+            widen_along(layer, &cursor, layer->pads, left);
+            widen_along(layer, &cursor, layer->input + at, run);
+            widen_along(layer, &cursor, layer->pads, whole - left - run);
         } else {
-            pad_along(layer, &cursor, window->k_w);
+            widen_along(layer, &cursor, layer->pads, whole);
         }
-        at += (uint32_t)window->w_in * c_in;
+        at += row_step;
     }
 }
 
-/* Requantises `channels` channels, from `channel` on, whose totals a table holds: the even one of a pair is what S has left. */
-KQGEN_CODE static void put_channels(const kq_requant *requant, const uint32_t *table, uint32_t channel, uint32_t channels, int8_t *to)
+/* Requantises up to eight channels, from `channel` on, whose totals a table holds, and adds them to what is there if the layer sums. */
+KQGEN_CODE static KQ_NOINLINE void put_channels(
+    const kq_requant *requant, const uint32_t *entry, uint32_t channel, uint32_t channels, int8_t *to)
 {
     uint32_t i;
-    table += 8;
-    for (i = 0; i < channels; i += 2u) {
-        kq_store(table[0] - (table[1] << 16), requant, channel + i, to + i);
-        if (i + 1u < channels) {
-            kq_store(table[1], requant, channel + i + 1u, to + i + 1u);
-        }
-        table += 6;
+    for (i = 0; i < channels; ++i) {
+        const uint32_t acc = (i & 1u) != 0 ? entry[1] : entry[0] - (entry[1] << 16);
+        kq_store(acc, requant, channel + i, to + i);
+        entry += 6u * (i & 1u);
     }
 }
 
-/* Output channels first..first+channels-1 of the pixel whose window is laid out; `to` takes the first of them. */
-KQGEN_CODE static KQ_NOINLINE void convolve_pixel(const packed_layer *layer, uint32_t first, uint32_t channels, int8_t *to)
+/* Output channels first..first+channels-1 of the pixel whose window is laid out; `to` takes the first of them. Octets that are whole and
+ * not summed are stored on the way, the others one by one.
+ */
+KQGEN_CODE static KQ_NOINLINE void convolve_pixel(const packed_layer *layer, kq_lane_job *job, uint32_t first, uint32_t channels, int8_t *to)
 {
-    const kq_lanes *lanes = &layer->lanes;
-    const uint32_t span = lanes->span;
-    const uint32_t octet_words = lanes->groups * span * KQ_LANE_WORDS;
-    uint32_t *stream = lanes->stream;
-    const uint32_t *end = stream + lanes->groups * (span + KQ_LANE_WORDS);
-    const uint32_t *weights = lanes->weights;
-    uint32_t *table = lanes->tables;
+    job->weights = layer->weights;
+    job->table = layer->tables;
+    job->to = to;
+    job->octets = layer->requant->sum == NULL ? channels >> 3 : 0;
+    job->puts = job->octets;
     while (channels != 0) {
-        const uint32_t part = channels < KQ_LANE_CHANNELS ? channels : KQ_LANE_CHANNELS;
-        if (span == 9u) {
-            kq_lane_sums_9(stream, weights, end);
+        kq_lane_octets(job);
+        if (job->puts != 0) {
+            first += 8u * job->puts;
+            channels -= 8u * job->puts;
+            job->puts = 0;
         } else {
-            kq_lane_sums(stream, weights, end, span);
+            const uint32_t part = channels < KQ_LANE_CHANNELS ? channels : KQ_LANE_CHANNELS;
+            put_channels(layer->requant, job->table + 8, first, part, job->to);
+            job->table += KQ_LANE_TABLE;
+            job->to += part;
+            first += part;
+            channels -= part;
         }
-        kq_lane_totals(stream + span, end, span, table);
-        put_channels(layer->requant, table, first, part, to);
-        weights += octet_words;
-        table += KQ_LANE_TABLE;
-        to += part;
-        first += part;
-        channels -= part;
     }
 }
 
 /* Output channels first..first+channels-1 of all pixels, by expanded weights. */
-KQGEN_CODE static void convolve_tile(const packed_layer *layer, uint32_t first, uint32_t channels)
+KQGEN_CODE static KQ_NOINLINE void convolve_tile(const packed_layer *layer, uint32_t first, uint32_t channels)
 {
     const kq_window *window = layer->window;
+    const kq_requant *requant = layer->requant;
     int8_t *to = layer->output + first;
-    kq_pixel pixel;
+    int32_t top = 0 - (int32_t)window->pad_top;
+    kq_lane_job job;
+    uint32_t y;
+    job.stream = layer->stream;
+    job.end = layer->weights;
+    job.span_bytes = 4u * layer->span;
+    job.below = requant->lo - requant->hi;
+    job.hi = requant->hi;
+    job.above_lo = requant->zero_point - requant->lo;
+    job.acc_shift = requant->acc_shift;
     fill_tables(layer, first, channels);
-    for (pixel.y = 0; pixel.y < window->h_out; ++pixel.y) {
-        for (pixel.x = 0; pixel.x < window->w_out; ++pixel.x) {
-            const kq_view view = kq_view_at(window, pixel);
+    for (y = 0; y < window->h_out; ++y) {
+        int32_t left = 0 - (int32_t)window->pad_left;
+        kq_view view;
+        uint32_t x;
+        kq_valid_taps(top, window->k_h, window->h_in, &view.row_lo, &view.row_hi);
+        view.base = ((uint32_t)top * window->w_in + (uint32_t)left) * window->c_in;
+        for (x = 0; x < window->w_out; ++x) {
+            kq_valid_taps(left, window->k_w, window->w_in, &view.col_lo, &view.col_hi);
             if (layer->by_channel != 0) {
                 lay_by_channel(layer, &view);
             } else {
                 lay_along(layer, &view);
             }
-            convolve_pixel(layer, first, channels, to);
+            convolve_pixel(layer, &job, first, channels, to);
             to += window->c_out;
+            left += window->stride_w;
+            view.base += (uint32_t)window->stride_w * window->c_in;
         }
+        top += window->stride_h;
     }
 }
 
-/* Form `packed` (SPEC 6.2); scratch as SPEC 6.4. window.tile: output channels at a time, rounded up to a multiple of 8. */
+/* As kq_conv2d_s8 (SPEC 6.2); scratch as SPEC 6.4. window.tile: output channels at a time, rounded up to a multiple of 8. */
 KQGEN_CODE void kq_conv2d_packed_s8(const kq_conv2d *conv, const int8_t *input, int8_t *output, void *scratch)
 {
     const uint32_t taps = (uint32_t)conv->window.k_h * conv->window.k_w * conv->window.c_in;
-    const uint32_t octets = (conv->window.tile + 7u) >> 3;
     const uint32_t c_out = conv->window.c_out;
-    packed_layer layer = {&conv->window, &conv->requant, conv->pad_values, input, output, (uint32_t)conv->pad_value, 0, {0}};
-    uint32_t first;
-    cut_weights(conv, &layer.lanes, taps);
-    (void)split_scratch(&layer.lanes, octets, scratch);
-    for (first = 0; first < c_out; first += 8u * octets) {
-        const uint32_t channels = c_out - first < 8u * octets ? c_out - first : 8u * octets;
-        clear_weights(&layer.lanes, octets);
-        expand_weights(conv, &layer.lanes, taps, first, channels);
+    packed_layer layer;
+    uint32_t first = 0;
+    layer.window = &conv->window;
+    layer.requant = &conv->requant;
+    layer.input = input;
+    layer.output = output;
+    layer.by_channel = 0;
+    cut_weights(conv, &layer, taps);
+    (void)split_scratch(&layer, conv->pad_values, conv->pad_value, scratch);
+    while (first < c_out) {
+        const uint32_t channels = c_out - first < 8u * layer.octets ? c_out - first : 8u * layer.octets;
+        clear_weights(&layer);
+        expand_weights(conv, &layer, taps, first, channels);
         convolve_tile(&layer, first, channels);
+        first += channels;
     }
 }
 
 /* Form `decode` (SPEC 6.2) by kernels that are sums of `stages` codewords. */
-KQGEN_CODE static void decode(const kq_conv2d_kq *conv, uint32_t stages, const int8_t *input, int8_t *output, void *scratch)
+KQGEN_CODE static KQ_NOINLINE void decode(const kq_conv2d_kq *conv, uint32_t stages, const int8_t *input, int8_t *output, void *scratch)
 {
     const uint32_t n = (uint32_t)conv->window.k_h * conv->window.k_w;
-    const uint32_t octets = (conv->window.tile + 7u) >> 3;
     const uint32_t c_out = conv->window.c_out;
-    packed_layer layer = {&conv->window, &conv->requant, conv->pad_values, input, output, (uint32_t)conv->pad_value, 0, {0}};
+    packed_layer layer;
     int8_t *values = NULL;
-    uint32_t *end;
-    uint32_t first;
+    int8_t *room;
+    uint32_t first = 0;
+    layer.window = &conv->window;
+    layer.requant = &conv->requant;
+    layer.input = input;
+    layer.output = output;
+    layer.by_channel = n != 1u;
+    layer.groups = conv->window.c_in;
+    layer.taps = n;
+    layer.span = span_of(n);
     if (n == 1u) {
-        cut_taps(&layer.lanes, conv->window.c_in, stages * LARGEST_VALUE);
-    } else {
-        layer.by_channel = 1;
-        set_groups(&layer.lanes, conv->window.c_in, n);
+        cut_taps(&layer, conv->window.c_in, stages * LARGEST_VALUE);
     }
-    end = split_scratch(&layer.lanes, octets, scratch);
-    if (conv->strip != 0) {
-        values = (int8_t *)end;
-        expand_codebook(conv->codebook, stages * conv->codewords * n, values);
+    room = split_scratch(&layer, conv->pad_values, conv->pad_value, scratch);
+    if (stages == 1u && conv->strip != 0) {
+        values = room;
+        unpack_values(conv->codebook, 0, conv->codewords * n, 0, values);
     }
-    for (first = 0; first < c_out; first += 8u * octets) {
-        const uint32_t channels = c_out - first < 8u * octets ? c_out - first : 8u * octets;
-        clear_weights(&layer.lanes, octets);
-        expand_kernels(conv, &layer.lanes, stages, values, first, channels);
+    while (first < c_out) {
+        const uint32_t channels = c_out - first < 8u * layer.octets ? c_out - first : 8u * layer.octets;
+        clear_weights(&layer);
+        expand_kernels(conv, &layer, stages, values, room, first, channels);
         convolve_tile(&layer, first, channels);
+        first += channels;
     }
 }
 
 /* Form `decode` (SPEC 6.2); scratch as SPEC 6.4. window.tile: output channels at a time, rounded up to a multiple of 8. strip: 1 when the
- * codebook is expanded once.
+ * codebook is unpacked once, else 0.
  */
 KQGEN_CODE void kq_conv2d_decode_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch)
 {
     decode(conv, 1, input, output, scratch);
 }
 
-/* As kq_conv2d_decode_s8 by an additive codebook. */
+/* As kq_conv2d_decode_s8 by an additive codebook; strip is not read. */
 KQGEN_CODE void kq_conv2d_decode_additive_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch)
 {
     decode(conv, 2, input, output, scratch);

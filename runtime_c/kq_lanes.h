@@ -6,6 +6,9 @@
  * so s1 = floor(int32(S) / 2^16) + bit 15 of S. The sum of all S gives the even channels once the sum of all s1 is known:
  *     sum s0 = sum S - 2^16 * sum s1 mod 2^32.
  * Eight channels, four words of weights, share each input value they load.
+ *
+ * The Thumb code takes instructions of ARMv6-M alone, one sum after another as they come: the M3 runs it too. It saves r7 itself, which
+ * may be the frame pointer. Counts beside it are cycles of a Cortex-M0+.
  */
 #ifndef KQ_LANES_H
 #define KQ_LANES_H
@@ -13,68 +16,92 @@
 #include "kq_fixed.h"
 #include "kq_types.h"
 
-#define KQ_LANE_SUM 255u  /* absolute weights of a group, at most */
-#define KQ_LANE_WORDS 4u  /* words of packed weights a tap has, and sums a group leaves behind its taps */
+#define KQ_LANE_SUM 255u /* absolute weights of a group, at most */
+#define KQ_LANE_WORDS 4u /* words of packed weights a tap has, and sums a group leaves behind its taps */
 #define KQ_LANE_CHANNELS 8u
 #define KQ_LANE_TABLE 32u /* words of the table of eight channels */
 
-/* How the taps of a window are laid out: groups of `span` words, the sums of a group behind each. */
+/* A window and the channels it is convolved with, eight at a time. What moves on from octet to octet is left behind its last one. */
 typedef struct {
-    uint32_t groups;
-    uint32_t span;    /* words of a group's taps: `taps`, or one more so that it is even; 9 stays 9 */
-    uint32_t taps;    /* of a group; the last group may have fewer */
-    uint32_t *stream; /* [groups][span + 4]: the window of one pixel, and the sums of eight channels */
-    uint32_t *weights; /* [octets][groups][span][4] */
-    uint32_t *tables;  /* [octets][32]: where the totals of four pairs start (4 words S, 4 words s1), then four times
-                        * {total S, total s1, multiplier, shift, multiplier, shift} */
-} kq_lanes;
+    uint32_t *stream;        /* [groups][span + 4]: the window's taps, and room for four sums behind each group */
+    const uint32_t *weights; /* [octets][groups][span][4]; moves on */
+    const uint32_t *end;     /* of the stream */
+    uint32_t span_bytes;     /* of a group's taps; 36, or a multiple of 8 */
+    uint32_t *table;         /* [octets][32]: where the totals of four pairs start (4 words S, 4 words s1), then for each pair
+                              * {total S, total s1, multiplier, shift, multiplier, shift}; moves on */
+    int8_t *to;              /* where the first channel's result goes; moves on if `puts` */
+    int32_t below;           /* lo - hi */
+    int32_t hi;
+    int32_t above_lo; /* zero_point - lo */
+    uint32_t acc_shift;
+    uint32_t octets; /* at least 1; counted down if `puts` */
+    uint32_t puts;   /* 0: stop when the first octet's totals are in the table */
+} kq_lane_job;
+KQ_ASSERT_SIZE(kq_lane_job, 48u);
 
-/* The signed number in the high half of a packed sum, modulo 2^32. */
-KQGEN_CODE static inline uint32_t kq_lane_high(uint32_t sum)
-{
-    return (uint32_t)kq_shift_down(kq_signed(sum), 16) + ((sum >> 15) & 1u);
-}
+#if defined(__GNUC__) && defined(__thumb__) && !defined(__ARM_FEATURE_DSP)
 
-#if defined(__GNUC__) && defined(__thumb__) && !defined(__thumb2__)
+/* One tap of eight channels, the input value in a register, into the sums in r8-r11: a product destroys its weight. 13 cycles. */
+#define KQ_LANE_TAP(x) \
+    "ldm r1!, {r2-r5}\n" \
+    "muls r2, " x ", r2\n add r8, r2\n" \
+    "muls r3, " x ", r3\n add r9, r3\n" \
+    "muls r4, " x ", r4\n add r10, r4\n" \
+    "muls r5, " x ", r5\n add r11, r5\n"
 
-/* The packed sums of all groups of nine taps with eight channels' weights, behind each group. 161 cycles a group on a Cortex-M0+, the
- * totals included: weights and input values come by LDM, a product destroys its weight, sums stay in r8-r11. The last tap adds the other
- * way round, into registers that STM can reach.
+/* Two sums into their totals: ASRS leaves bit 15 in the carry, which ADCS adds. 9 cycles. */
+#define KQ_LANE_TOTAL(s0, s1, high0, high1) \
+    "ldm r0!, {r2, r3}\n" \
+    "add " s0 ", r2\n asrs r2, r2, #16\n adcs " high0 ", r2\n" \
+    "add " s1 ", r3\n asrs r3, r3, #16\n adcs " high1 ", r3\n"
+
+/* Requantises r0 by the multiplier and shift at r4 (SPEC 3.2) and stores it: ASRS by the shift leaves the bit that rounds in the carry, the
+ * clamp works on q - lo, then on q - hi. 20 cycles.
  */
-static KQ_INLINE void kq_lane_sums_9(uint32_t *stream, const uint32_t *weights, const uint32_t *end)
+#define KQ_LANE_PUT(place) \
+    "ldm r4!, {r2, r3}\n" \
+    "lsls r0, r0, r7\n asrs r1, r0, #16\n uxth r0, r0\n" \
+    "muls r1, r2, r1\n muls r0, r2, r0\n" \
+    "lsrs r0, r0, #16\n adds r0, r0, r1\n" \
+    "asrs r0, r0, r3\n adcs r0, r5\n" \
+    "asrs r1, r0, #31\n bics r0, r1\n" \
+    "add r0, r8\n asrs r1, r0, #31\n ands r0, r1\n add r0, r9\n" \
+    "strb r0, [r6, #" place "]\n"
+
+/* Convolves a window with `octets` times eight channels, and requantises and stores them if `puts`. For each octet about 90 cycles, a
+ * group of nine taps 139 (of n taps 21 + 16 n), its totals 22, a pair of results 49. The last of nine taps adds the other way round, into
+ * registers that STM can reach.
+ */
+static KQ_INLINE void kq_lane_octets(kq_lane_job *job)
 {
-    register uint32_t *x __asm__("r0") = stream;
-    register const uint32_t *w __asm__("r1") = weights;
-    register const uint32_t *last __asm__("r2") = end;
+    register kq_lane_job *at __asm__("r0") = job;
     __asm__ volatile(
         ".syntax unified\n"
         "push {r7}\n"
-        "mov r12, r2\n"
+        "mov lr, r0\n"
         "1:\n"
+        "mov r7, lr\n"
+        "ldm r7!, {r0-r3}\n"
+        "mov r12, r2\n"
+        "cmp r3, #36\n"
+        "bne 3f\n"
+        "2:\n"
         "ldm r0!, {r6, r7}\n"
         "ldm r1!, {r2-r5}\n"
         "muls r2, r6, r2\n mov r8, r2\n"
         "muls r3, r6, r3\n mov r9, r3\n"
         "muls r4, r6, r4\n mov r10, r4\n"
         "muls r5, r6, r5\n mov r11, r5\n"
-        "ldm r1!, {r2-r5}\n"
-        "muls r2, r7, r2\n add r8, r2\n"
-        "muls r3, r7, r3\n add r9, r3\n"
-        "muls r4, r7, r4\n add r10, r4\n"
-        "muls r5, r7, r5\n add r11, r5\n"
-        ".rept 3\n"
+        KQ_LANE_TAP("r7")
         "ldm r0!, {r6, r7}\n"
-        "ldm r1!, {r2-r5}\n"
-        "muls r2, r6, r2\n add r8, r2\n"
-        "muls r3, r6, r3\n add r9, r3\n"
-        "muls r4, r6, r4\n add r10, r4\n"
-        "muls r5, r6, r5\n add r11, r5\n"
-        "ldm r1!, {r2-r5}\n"
-        "muls r2, r7, r2\n add r8, r2\n"
-        "muls r3, r7, r3\n add r9, r3\n"
-        "muls r4, r7, r4\n add r10, r4\n"
-        "muls r5, r7, r5\n add r11, r5\n"
-        ".endr\n"
+        KQ_LANE_TAP("r6")
+        KQ_LANE_TAP("r7")
+        "ldm r0!, {r6, r7}\n"
+        KQ_LANE_TAP("r6")
+        KQ_LANE_TAP("r7")
+        "ldm r0!, {r6, r7}\n"
+        KQ_LANE_TAP("r6")
+        KQ_LANE_TAP("r7")
         "ldm r0!, {r6}\n"
         "ldm r1!, {r2-r5}\n"
         "muls r2, r6, r2\n add r2, r8\n"
@@ -83,97 +110,237 @@ static KQ_INLINE void kq_lane_sums_9(uint32_t *stream, const uint32_t *weights, 
         "muls r5, r6, r5\n add r5, r11\n"
         "stm r0!, {r2-r5}\n"
         "cmp r0, r12\n"
+        "bne 2b\n"
+        "b 5f\n"
+        "3:\n"
+        "movs r2, #0\n"
+        "mov r8, r2\n mov r9, r2\n mov r10, r2\n mov r11, r2\n"
+        "mov r2, lr\n"
+        "ldr r2, [r2, #12]\n"
+        "adds r2, r2, r0\n"
+        "mov r12, r2\n"
+        "4:\n"
+        "ldm r0!, {r6, r7}\n"
+        KQ_LANE_TAP("r6")
+        KQ_LANE_TAP("r7")
+        "cmp r0, r12\n"
+        "bne 4b\n"
+        "mov r2, r8\n mov r3, r9\n mov r4, r10\n mov r5, r11\n"
+        "stm r0!, {r2-r5}\n"
+        "mov r2, lr\n"
+        "ldr r2, [r2, #8]\n"
+        "cmp r0, r2\n"
+        "bne 3b\n"
+        "5:\n"
+        "mov r7, lr\n"
+        "str r1, [r7, #4]\n"
+        "ldr r0, [r7]\n ldr r1, [r7, #8]\n ldr r2, [r7, #12]\n ldr r3, [r7, #16]\n"
+        "adds r0, r0, r2\n adds r1, r1, r2\n mov r12, r2\n"
+        "ldm r3!, {r4-r7}\n"
+        "mov r8, r4\n mov r9, r5\n mov r10, r6\n mov r11, r7\n"
+        "ldm r3!, {r4-r7}\n"
+        "6:\n"
+        KQ_LANE_TOTAL("r8", "r9", "r4", "r5")
+        KQ_LANE_TOTAL("r10", "r11", "r6", "r7")
+        "add r0, r12\n"
+        "cmp r0, r1\n"
+        "bne 6b\n"
+        "mov r0, lr\n"
+        "ldr r1, [r0, #16]\n"
+        "adds r1, #32\n"
+        "mov r2, r8\n mov r3, r4\n stm r1!, {r2, r3}\n"
+        "adds r1, #16\n"
+        "mov r2, r9\n mov r3, r5\n stm r1!, {r2, r3}\n"
+        "mov r2, r10\n str r2, [r1, #16]\n str r6, [r1, #20]\n"
+        "mov r2, r11\n str r2, [r1, #40]\n str r7, [r1, #44]\n"
+        "ldr r2, [r0, #44]\n"
+        "cmp r2, #0\n"
+        "beq 8f\n"
+        "ldr r6, [r0, #20]\n"
+        "mov r4, r1\n"
+        "subs r4, #32\n"
+        "adds r1, #64\n"
+        "mov r10, r1\n"
+        "adds r0, #24\n"
+        "ldm r0!, {r2, r3, r5, r7}\n"
+        "mov r8, r2\n mov r9, r3\n"
+        "7:\n"
+        "ldm r4!, {r0, r1}\n"
+        "lsls r2, r1, #16\n subs r0, r0, r2\n"
+        "mov r11, r1\n"
+        KQ_LANE_PUT("0")
+        "mov r0, r11\n"
+        KQ_LANE_PUT("1")
+        "adds r6, #2\n"
+        "cmp r4, r10\n"
+        "bne 7b\n"
+        "mov r7, lr\n"
+        "str r4, [r7, #16]\n"
+        "str r6, [r7, #20]\n"
+        "ldr r0, [r7, #40]\n"
+        "subs r0, #1\n"
+        "str r0, [r7, #40]\n"
+        "beq 8f\n"
+        "b 1b\n"
+        "8:\n"
+        "pop {r7}\n"
+        : "+r"(at)
+        :
+        : "r1", "r2", "r3", "r4", "r5", "r6", "r8", "r9", "r10", "r11", "r12", "lr", "cc", "memory");
+}
+
+/* Writes `rows` rows of `count` bytes, at least 1 of each, as words: `row_step` bytes between rows where they are read, `gap_bytes` behind
+ * each where they go. 17 cycles for four values, about 25 a row. Returns the end of what it wrote.
+ */
+static KQ_INLINE uint32_t *kq_widen(
+    uint32_t *to, const int8_t *from, uint32_t count, uint32_t rows, uint32_t row_step, uint32_t gap_bytes)
+{
+    const uint32_t sizes[4] = {count, rows, row_step - count, gap_bytes};
+    register uint32_t *word __asm__("r0") = to;
+    register const int8_t *byte __asm__("r1") = from;
+    register const uint32_t *size __asm__("r2") = sizes;
+    __asm__ volatile(
+        ".syntax unified\n"
+        "push {r7}\n"
+        "ldm r2!, {r3-r6}\n"
+        "mov r8, r3\n mov r9, r4\n mov r10, r5\n mov r12, r6\n"
+        "1:\n"
+        "mov r2, r8\n"
+        "lsrs r2, r2, #2\n"
+        "beq 3f\n"
+        "lsls r2, r2, #2\n"
+        "adds r1, r1, r2\n"
+        "rsbs r2, r2, #0\n"
+        "adds r7, r1, #1\n"
+        "2:\n"
+        "ldrsb r3, [r1, r2]\n ldrsb r4, [r7, r2]\n"
+        "adds r2, #2\n"
+        "ldrsb r5, [r1, r2]\n ldrsb r6, [r7, r2]\n"
+        "adds r2, #2\n"
+        "stm r0!, {r3-r6}\n"
+        "bne 2b\n"
+        "3:\n"
+        "mov r3, r8\n"
+        "movs r2, #3\n"
+        "ands r2, r3\n"
+        "beq 5f\n"
+        "adds r1, r1, r2\n"
+        "rsbs r2, r2, #0\n"
+        "4:\n"
+        "ldrsb r3, [r1, r2]\n"
+        "stm r0!, {r3}\n"
+        "adds r2, #1\n"
+        "bne 4b\n"
+        "5:\n"
+        "add r1, r10\n"
+        "add r0, r12\n"
+        "mov r3, r9\n"
+        "subs r3, #1\n"
+        "mov r9, r3\n"
         "bne 1b\n"
         "pop {r7}\n"
-        : "+r"(x), "+r"(w), "+r"(last)
+        : "+r"(word), "+r"(byte), "+r"(size)
+        :
+        : "r3", "r4", "r5", "r6", "r8", "r9", "r10", "r12", "cc", "memory");
+    return word;
+}
+
+/* Writes `rows` rows of three positions by channel: channel i of a row's three goes to three words, `apart_bytes` before those of channel
+ * i + 1, a row three words behind the one before. 14 cycles for three values, about 20 a row.
+ */
+static KQ_INLINE void kq_widen_threes(
+    uint32_t *to, uint32_t apart_bytes, const int8_t *from, uint32_t c_in, uint32_t rows, uint32_t row_step)
+{
+    const uint32_t sizes[4] = {apart_bytes - 12u, c_in, rows, row_step};
+    register uint32_t *word __asm__("r0") = to;
+    register const int8_t *byte __asm__("r1") = from;
+    register const uint32_t *size __asm__("r2") = sizes;
+    __asm__ volatile(
+        ".syntax unified\n"
+        "push {r7}\n"
+        "ldm r2!, {r3-r6}\n"
+        "mov r12, r3\n mov r8, r4\n mov r9, r5\n mov r10, r6\n"
+        "mov r11, r0\n"
+        "adds r4, r1, r4\n"
+        "1:\n"
+        "mov r7, r8\n"
+        "adds r5, r4, r7\n adds r6, r5, r7\n"
+        "rsbs r7, r7, #0\n"
+        "2:\n"
+        "ldrsb r1, [r4, r7]\n ldrsb r2, [r5, r7]\n ldrsb r3, [r6, r7]\n"
+        "stm r0!, {r1-r3}\n"
+        "add r0, r12\n"
+        "adds r7, #1\n"
+        "bne 2b\n"
+        "movs r0, #12\n"
+        "add r0, r11\n"
+        "mov r11, r0\n"
+        "add r4, r10\n"
+        "mov r3, r9\n"
+        "subs r3, #1\n"
+        "mov r9, r3\n"
+        "bne 1b\n"
+        "pop {r7}\n"
+        : "+r"(word), "+r"(byte), "+r"(size)
         :
         : "r3", "r4", "r5", "r6", "r8", "r9", "r10", "r11", "r12", "cc", "memory");
 }
 
-/* As kq_lane_sums_9 for groups of `span` taps, an even number. */
-static KQ_INLINE void kq_lane_sums(uint32_t *stream, const uint32_t *weights, const uint32_t *end, uint32_t span)
+/* Packs two kernels of n values, each times its scale, into every fourth word. 13 cycles a word. */
+static KQ_INLINE void kq_lane_pack(
+    uint32_t *to, const int8_t *values0, uint32_t scale0, const int8_t *values1, uint32_t scale1, uint32_t n)
 {
-    register uint32_t *x __asm__("r0") = stream;
-    register const uint32_t *w __asm__("r1") = weights;
-    register const uint32_t *last __asm__("r2") = end;
-    register uint32_t span_bytes __asm__("r3") = 4u * span;
+    register uint32_t *word __asm__("r0") = to;
+    register const int8_t *end0 __asm__("r1") = values0 + n;
+    register uint32_t times0 __asm__("r2") = scale0;
+    register const int8_t *end1 __asm__("r3") = values1 + n;
+    register uint32_t times1 __asm__("r4") = scale1;
+    register uint32_t left __asm__("r5") = 0u - n;
     __asm__ volatile(
         ".syntax unified\n"
-        "push {r2, r3, r7}\n"
+        "push {r7}\n"
         "1:\n"
-        "ldr r7, [sp, #4]\n"
-        "adds r7, r0, r7\n"
-        "mov r12, r7\n"
-        "movs r7, #0\n"
-        "mov r8, r7\n mov r9, r7\n mov r10, r7\n mov r11, r7\n"
-        "2:\n"
-        "ldm r0!, {r6, r7}\n"
-        "ldm r1!, {r2-r5}\n"
-        "muls r2, r6, r2\n add r8, r2\n"
-        "muls r3, r6, r3\n add r9, r3\n"
-        "muls r4, r6, r4\n add r10, r4\n"
-        "muls r5, r6, r5\n add r11, r5\n"
-        "ldm r1!, {r2-r5}\n"
-        "muls r2, r7, r2\n add r8, r2\n"
-        "muls r3, r7, r3\n add r9, r3\n"
-        "muls r4, r7, r4\n add r10, r4\n"
-        "muls r5, r7, r5\n add r11, r5\n"
-        "cmp r0, r12\n"
-        "bne 2b\n"
-        "mov r2, r8\n mov r3, r9\n mov r4, r10\n mov r5, r11\n"
-        "stm r0!, {r2-r5}\n"
-        "ldr r2, [sp]\n"
-        "cmp r0, r2\n"
+        "ldrsb r6, [r1, r5]\n ldrsb r7, [r3, r5]\n"
+        "muls r6, r2, r6\n muls r7, r4, r7\n"
+        "adds r6, r6, r7\n"
+        "str r6, [r0]\n"
+        "adds r0, #16\n"
+        "adds r5, #1\n"
         "bne 1b\n"
-        "pop {r2, r3, r7}\n"
-        : "+r"(x), "+r"(w), "+r"(last), "+r"(span_bytes)
-        :
-        : "r4", "r5", "r6", "r8", "r9", "r10", "r11", "r12", "cc", "memory");
-}
-
-/* Adds up the sums behind all groups into a table; `sums` are the first group's. ASRS leaves bit 15 in the carry, which ADCS adds. */
-static KQ_INLINE void kq_lane_totals(const uint32_t *sums, const uint32_t *end, uint32_t span, uint32_t *table)
-{
-    register const uint32_t *from __asm__("r0") = sums;
-    register const uint32_t *last __asm__("r1") = end;
-    register uint32_t step __asm__("r2") = 4u * span;
-    register uint32_t *to __asm__("r3") = table;
-    __asm__ volatile(
-        ".syntax unified\n"
-        "push {r3, r7}\n"
-        "mov r12, r2\n"
-        "ldm r3!, {r4-r7}\n"
-        "mov r8, r4\n mov r9, r5\n mov r10, r6\n mov r11, r7\n"
-        "ldm r3!, {r4-r7}\n"
-        "adds r1, r1, r2\n"
-        "1:\n"
-        "ldm r0!, {r2, r3}\n"
-        "add r8, r2\n asrs r2, r2, #16\n adcs r4, r2\n"
-        "add r9, r3\n asrs r3, r3, #16\n adcs r5, r3\n"
-        "ldm r0!, {r2, r3}\n"
-        "add r10, r2\n asrs r2, r2, #16\n adcs r6, r2\n"
-        "add r11, r3\n asrs r3, r3, #16\n adcs r7, r3\n"
-        "add r0, r12\n"
-        "cmp r0, r1\n"
-        "bne 1b\n"
-        "ldr r3, [sp]\n"
-        "mov r2, r8\n str r2, [r3, #32]\n str r4, [r3, #36]\n"
-        "mov r2, r9\n str r2, [r3, #56]\n str r5, [r3, #60]\n"
-        "mov r2, r10\n str r2, [r3, #80]\n str r6, [r3, #84]\n"
-        "mov r2, r11\n str r2, [r3, #104]\n str r7, [r3, #108]\n"
-        "pop {r3, r7}\n"
-        : "+r"(from), "+r"(last), "+r"(step), "+r"(to)
-        :
-        : "r4", "r5", "r6", "r8", "r9", "r10", "r11", "r12", "cc", "memory");
+        "pop {r7}\n"
+        : "+r"(word), "+r"(left)
+        : "r"(end0), "r"(times0), "r"(end1), "r"(times1)
+        : "r6", "cc", "memory");
 }
 
 #else
 
-/* The packed sums of all groups of `span` taps with eight channels' weights, behind each group. */
-static KQ_INLINE void kq_lane_sums(uint32_t *stream, const uint32_t *weights, const uint32_t *end, uint32_t span)
+/* Adds up the sums behind all groups of a window into the table of eight channels. */
+KQGEN_CODE static inline void kq_lane_totals(const kq_lane_job *job)
 {
-    while (stream != end) {
-        const uint32_t *sums_at = stream + span;
+    const uint32_t span = job->span_bytes >> 2;
+    uint32_t *table = job->table;
+    uint32_t pair;
+    for (pair = 0; pair < KQ_LANE_WORDS; ++pair) {
+        const uint32_t *from = job->stream + span + pair;
+        uint32_t total = table[pair];
+        uint32_t high = table[KQ_LANE_WORDS + pair];
+        for (; from < job->end; from += span + KQ_LANE_WORDS) {
+            total += *from;
+            high += (uint32_t)kq_shift_down(kq_signed(*from), 16) + ((*from >> 15) & 1u);
+        }
+        table[8u + 6u * pair] = total;
+        table[9u + 6u * pair] = high;
+    }
+}
+
+/* The packed sums of all groups of a window with eight channels, behind each group; the weights move on. */
+KQGEN_CODE static inline void kq_lane_sums(kq_lane_job *job)
+{
+    const uint32_t *weights = job->weights;
+    uint32_t *stream = job->stream;
+    while (stream != job->end) {
+        const uint32_t *sums_at = stream + (job->span_bytes >> 2);
         uint32_t sum0 = 0;
         uint32_t sum1 = 0;
         uint32_t sum2 = 0;
@@ -193,28 +360,85 @@ static KQ_INLINE void kq_lane_sums(uint32_t *stream, const uint32_t *weights, co
         stream[3] = sum3;
         stream += KQ_LANE_WORDS;
     }
+    job->weights = weights;
 }
 
-/* As kq_lane_sums for groups of nine taps. */
-static KQ_INLINE void kq_lane_sums_9(uint32_t *stream, const uint32_t *weights, const uint32_t *end)
+/* int8 from a total (SPEC 3.2); `rules` are its multiplier and shift. */
+KQGEN_CODE static inline int8_t kq_lane_result(const kq_lane_job *job, uint32_t acc, const uint32_t *rules)
 {
-    kq_lane_sums(stream, weights, end, 9u);
+    const int32_t above = kq_scale(acc, rules[0], rules[1], job->acc_shift) + job->above_lo;
+    return (int8_t)(kq_clamped(above, 0, -job->below) + job->below + job->hi);
 }
 
-/* Adds up the sums behind all groups into a table; `sums` are the first group's. */
-static KQ_INLINE void kq_lane_totals(const uint32_t *sums, const uint32_t *end, uint32_t span, uint32_t *table)
+/* Convolves a window with `octets` times eight channels, and requantises and stores them if `puts`. */
+KQGEN_CODE static inline void kq_lane_octets(kq_lane_job *job)
 {
-    uint32_t pair;
-    for (pair = 0; pair < KQ_LANE_WORDS; ++pair) {
-        const uint32_t *from = sums + pair;
-        uint32_t total = table[pair];
-        uint32_t high = table[KQ_LANE_WORDS + pair];
-        for (; from < end; from += span + KQ_LANE_WORDS) {
-            total += *from;
-            high += kq_lane_high(*from);
+    kq_lane_sums(job);
+    kq_lane_totals(job);
+    while (job->puts != 0) {
+        uint32_t *entry = job->table + 8;
+        uint32_t i;
+        for (i = 0; i < KQ_LANE_CHANNELS; i += 2u) {
+            job->to[i] = kq_lane_result(job, entry[0] - (entry[1] << 16), entry + 2);
+            job->to[i + 1u] = kq_lane_result(job, entry[1], entry + 4);
+            entry += 6;
         }
-        table[8u + 6u * pair] = total;
-        table[9u + 6u * pair] = high;
+        job->table += KQ_LANE_TABLE;
+        job->to += KQ_LANE_CHANNELS;
+        --job->octets;
+        if (job->octets == 0) {
+            return;
+        }
+        kq_lane_sums(job);
+        kq_lane_totals(job);
+    }
+}
+
+/* Writes `rows` rows of `count` bytes, at least 1 of each, as words: `row_step` bytes between rows where they are read, `gap_bytes` behind
+ * each where they go. Returns the end of what it wrote.
+ */
+KQGEN_CODE static inline uint32_t *kq_widen(
+    uint32_t *to, const int8_t *from, uint32_t count, uint32_t rows, uint32_t row_step, uint32_t gap_bytes)
+{
+    for (; rows != 0; --rows) {
+        uint32_t i;
+        for (i = 0; i < count; ++i) {
+            to[i] = (uint32_t)from[i];
+        }
+        to += count + (gap_bytes >> 2);
+        from += row_step;
+    }
+    return to;
+}
+
+/* Writes `rows` rows of three positions by channel: channel i of a row's three goes to three words, `apart_bytes` before those of channel
+ * i + 1, a row three words behind the one before.
+ */
+KQGEN_CODE static inline void kq_widen_threes(
+    uint32_t *to, uint32_t apart_bytes, const int8_t *from, uint32_t c_in, uint32_t rows, uint32_t row_step)
+{
+    for (; rows != 0; --rows) {
+        uint32_t *word = to;
+        uint32_t i;
+        for (i = 0; i < c_in; ++i) {
+            word[0] = (uint32_t)from[i];
+            word[1] = (uint32_t)from[i + c_in];
+            word[2] = (uint32_t)from[i + 2u * c_in];
+            word += apart_bytes >> 2;
+        }
+        to += 3;
+        from += row_step;
+    }
+}
+
+/* Packs two kernels of n values, each times its scale, into every fourth word. */
+KQGEN_CODE static inline void kq_lane_pack(
+    uint32_t *to, const int8_t *values0, uint32_t scale0, const int8_t *values1, uint32_t scale1, uint32_t n)
+{
+    uint32_t t;
+    for (t = 0; t < n; ++t) {
+        *to = (uint32_t)values0[t] * scale0 + (uint32_t)values1[t] * scale1;
+        to += KQ_LANE_WORDS;
     }
 }
 
