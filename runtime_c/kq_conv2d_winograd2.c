@@ -45,7 +45,7 @@ static KQ_INLINE void spread_column(uint32_t d0, uint32_t d1, uint32_t d2, uint3
     to[12] = d1 - d3;
 }
 
-/* The rows of what spread_column left, transformed and stored as int16, each position `step` words after the one before. */
+/* See kq_winograd.h. */
 KQGEN_CODE static KQ_NOINLINE void spread_rows(const uint32_t *columns, uint32_t *to, uint32_t step)
 {
     uint32_t *const middle = to + 5u * step;
@@ -69,50 +69,26 @@ KQGEN_CODE static KQ_NOINLINE void spread_rows(const uint32_t *columns, uint32_t
     *middle = ((*middle ^ KQ_LANES) - PATCH_OFFSET) ^ KQ_LANES;
 }
 
-/* See kq_winograd.h. Values are read plus 128, as bytes without sign; all rows of the transform but the second sum to 0, so that only
- * position (1, 1) holds 4 * 128 more, which is taken off. The transformed columns lie in run->sums meanwhile.
- */
-KQGEN_CODE static KQ_NOINLINE void transform_patch(const kq_winograd *run, kq_pixel tile, uint32_t *to)
+/* See kq_winograd.h. */
+KQGEN_CODE static KQ_NOINLINE void spread_columns(const int8_t *at, uint32_t row_bytes, uint32_t column_bytes, uint32_t *columns, uint32_t count)
 {
-    const kq_window *window = &run->conv->window;
-    const kq_view view = kq_patch_at(window, tile);
-    const uint32_t c_in = window->c_in;
-    const uint32_t row_bytes = (uint32_t)window->w_in * c_in;
-    const uint32_t group = run->patch_group;
-    const uint32_t step = run->words * group;
-    const uint32_t whole = run->aligned != 0 && view.row_hi - view.row_lo == 4u;
-    uint32_t *const columns = run->sums;
-    uint32_t channel;
-    for (channel = 0; channel < c_in; channel += 4u) {
-        uint32_t offset = view.base + channel;
-        uint32_t column;
-        for (column = 0; column < 4u; ++column) {
-            uint32_t d0, d1, d2, d3;
-            if (whole != 0 && column - view.col_lo < view.col_hi - view.col_lo) {
-                const int8_t *at = run->input + offset;
-                d0 = kq_word_at(at);
-                d1 = kq_word_at(at + row_bytes);
-                at += 2u * row_bytes;
-                d2 = kq_word_at(at);
-                d3 = kq_word_at(at + row_bytes);
-            } else {
-                d0 = kq_patch_word(run, &view, 0, column, channel);
-                d1 = kq_patch_word(run, &view, 1u, column, channel);
-                d2 = kq_patch_word(run, &view, 2u, column, channel);
-                d3 = kq_patch_word(run, &view, 3u, column, channel);
-            }
-            spread_column(kq_even_bytes(d0), kq_even_bytes(d1), kq_even_bytes(d2), kq_even_bytes(d3), columns + column);
-            spread_column(kq_odd_bytes(d0), kq_odd_bytes(d1), kq_odd_bytes(d2), kq_odd_bytes(d3), columns + 16u + column);
-            offset += c_in;
-        }
-        spread_rows(columns, to, step);
-        spread_rows(columns + 16, to + group, step);
-        to += 2u * group;
+    uint32_t left;
+    for (left = count; left != 0; --left) {
+        const int8_t *const low = at + 2u * row_bytes;
+        const uint32_t d0 = kq_word_at(at);
+        const uint32_t d1 = kq_word_at(at + row_bytes);
+        const uint32_t d2 = kq_word_at(low);
+        const uint32_t d3 = kq_word_at(low + row_bytes);
+        spread_column(kq_even_bytes(d0), kq_even_bytes(d1), kq_even_bytes(d2), kq_even_bytes(d3), columns);
+        KQ_ONE_THEN_OTHER;
+        spread_column(kq_odd_bytes(d0), kq_odd_bytes(d1), kq_odd_bytes(d2), kq_odd_bytes(d3), columns + KQ_POSITIONS);
+        at += column_bytes;
+        ++columns;
     }
 }
 
 /* See kq_winograd.h. The transform of the sums is A = (2,1,1,0; 0,1,-1,-2). */
-KQGEN_CODE static KQ_NOINLINE void store_tile(const kq_winograd *run, const uint32_t *sums, uint32_t channel, kq_pixel tile)
+KQGEN_CODE static KQ_NOINLINE void store_tile(const kq_winograd *run, const uint32_t *sums, uint32_t channel, const kq_place *place)
 {
     uint32_t totals[8];
     uint32_t *at = totals;
@@ -131,7 +107,7 @@ KQGEN_CODE static KQ_NOINLINE void store_tile(const kq_winograd *run, const uint
         at[2] = (uint32_t)kq_shift_down(kq_signed(m1 - m2 - (at[6] << 1)), 2u);
         ++at;
     }
-    kq_store_tile(run->conv, totals, channel, tile, 1u, run->output);
+    kq_store_pixels(run->conv, totals, channel, place, 1u);
 }
 
 /* Form `winograd2` (SPEC 6.5): 3x3 kernels, stride 1; scratch as SPEC 6.4. window.tile: output channels, 2 or a multiple of 4; strip: tiles

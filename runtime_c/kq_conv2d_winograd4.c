@@ -113,7 +113,7 @@ static KQ_INLINE six odd_bytes(six words)
     return d;
 }
 
-/* The rows of what spread_column left, transformed and stored as int16, each position `step` words after the one before. */
+/* See kq_winograd.h. */
 KQGEN_CODE static KQ_NOINLINE void spread_rows(const uint32_t *columns, uint32_t *to, uint32_t step)
 {
     uint32_t *const middle = to + 7u * step;
@@ -144,69 +144,29 @@ KQGEN_CODE static KQ_NOINLINE void spread_rows(const uint32_t *columns, uint32_t
     *middle = ((*middle ^ KQ_LANES) - PATCH_OFFSET) ^ KQ_LANES;
 }
 
-/* The words of one column of a patch that reaches over the edge or cannot be read by words, column by column. */
-KQGEN_CODE static KQ_NOINLINE six border_column(const kq_winograd *run, const kq_view *view, uint32_t column, uint32_t channel)
+/* See kq_winograd.h. */
+KQGEN_CODE static KQ_NOINLINE void spread_columns(const int8_t *at, uint32_t row_bytes, uint32_t column_bytes, uint32_t *columns, uint32_t count)
 {
-    six words;
-    words.d0 = kq_patch_word(run, view, 0, column, channel);
-    words.d1 = kq_patch_word(run, view, 1u, column, channel);
-    words.d2 = kq_patch_word(run, view, 2u, column, channel);
-    words.d3 = kq_patch_word(run, view, 3u, column, channel);
-    words.d4 = kq_patch_word(run, view, 4u, column, channel);
-    words.d5 = kq_patch_word(run, view, 5u, column, channel);
-    return words;
-}
-
-/* The words of one column of a patch. */
-static KQ_INLINE six whole_column(const int8_t *at, uint32_t row_bytes)
-{
-    const int8_t *const low = at + 3u * row_bytes;
-    six words;
-    words.d0 = kq_word_at(at);
-    words.d1 = kq_word_at(at + row_bytes);
-    words.d2 = kq_word_at(at + 2u * row_bytes);
-    words.d3 = kq_word_at(low);
-    words.d4 = kq_word_at(low + row_bytes);
-    words.d5 = kq_word_at(low + 2u * row_bytes);
-    return words;
-}
-
-/* See kq_winograd.h. Values are read plus 128, as bytes without sign; all rows of the transform but the second sum to 0, so that only
- * position (1, 1) holds 36 * 128 more, which is taken off. The transformed columns lie in run->sums meanwhile.
- */
-KQGEN_CODE static KQ_NOINLINE void transform_patch(const kq_winograd *run, kq_pixel tile, uint32_t *to)
-{
-    const kq_window *window = &run->conv->window;
-    const kq_view view = kq_patch_at(window, tile);
-    const uint32_t c_in = window->c_in;
-    const uint32_t row_bytes = (uint32_t)window->w_in * c_in;
-    const uint32_t group = run->patch_group;
-    const uint32_t step = run->words * group;
-    const uint32_t whole = run->aligned != 0 && view.row_hi - view.row_lo == 6u;
-    uint32_t *const columns = run->sums;
-    uint32_t channel;
-    for (channel = 0; channel < c_in; channel += 4u) {
-        uint32_t offset = view.base + channel;
-        uint32_t column;
-        for (column = 0; column < 6u; ++column) {
-            six words;
-            if (whole != 0 && column - view.col_lo < view.col_hi - view.col_lo) {
-                words = whole_column(run->input + offset, row_bytes);
-            } else {
-                words = border_column(run, &view, column, channel);
-            }
-            spread_column(even_bytes(words), columns + column);
-            spread_column(odd_bytes(words), columns + 36u + column);
-            offset += c_in;
-        }
-        spread_rows(columns, to, step);
-        spread_rows(columns + 36, to + group, step);
-        to += 2u * group;
+    uint32_t left;
+    for (left = count; left != 0; --left) {
+        const int8_t *const low = at + 3u * row_bytes;
+        six words;
+        words.d0 = kq_word_at(at);
+        words.d1 = kq_word_at(at + row_bytes);
+        words.d2 = kq_word_at(at + 2u * row_bytes);
+        words.d3 = kq_word_at(low);
+        words.d4 = kq_word_at(low + row_bytes);
+        words.d5 = kq_word_at(low + 2u * row_bytes);
+        spread_column(even_bytes(words), columns);
+        KQ_ONE_THEN_OTHER;
+        spread_column(odd_bytes(words), columns + KQ_POSITIONS);
+        at += column_bytes;
+        ++columns;
     }
 }
 
 /* See kq_winograd.h. The transform of the sums is A = (6,-4,-4,1,1,0; 0,-4,4,2,-2,0; 0,-4,-4,4,4,0; 0,-4,4,8,-8,24). */
-KQGEN_CODE static KQ_NOINLINE void store_tile(const kq_winograd *run, const uint32_t *sums, uint32_t channel, kq_pixel tile)
+KQGEN_CODE static KQ_NOINLINE void store_tile(const kq_winograd *run, const uint32_t *sums, uint32_t channel, const kq_place *place)
 {
     uint32_t totals[24];
     uint32_t *at = totals;
@@ -232,7 +192,7 @@ KQGEN_CODE static KQ_NOINLINE void store_tile(const kq_winograd *run, const uint
         at[12] = (uint32_t)kq_shift_down(kq_signed((d << 1) - b + ((m5 + (m5 << 1)) << 1)), 4u);
         ++at;
     }
-    kq_store_tile(run->conv, totals, channel, tile, INVERSE_OF_9, run->output);
+    kq_store_pixels(run->conv, totals, channel, place, INVERSE_OF_9);
 }
 
 /* Form `winograd4` (SPEC 6.5): 3x3 kernels, stride 1; scratch as SPEC 6.4. window.tile: output channels, 2 or a multiple of 4; strip: tiles

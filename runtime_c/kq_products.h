@@ -19,6 +19,13 @@
 #endif
 #define KQ_SUMS (2u * KQ_KERNEL_GROUP)
 
+/* Between two steps that a compiler would interleave, holding the values of both at once; emits nothing. */
+#if defined(__GNUC__)
+#define KQ_ONE_THEN_OTHER __asm__ volatile("" : : : "memory")
+#else
+#define KQ_ONE_THEN_OTHER ((void)0)
+#endif
+
 /* floor(acc * multiplier / 2^16) + plus for acc read as signed, multiplier 0..32767 (SPEC 3.3); the result fits int32. */
 KQGEN_CODE static inline int32_t kq_times_high(uint32_t acc, uint32_t multiplier, uint32_t plus)
 {
@@ -53,7 +60,53 @@ static KQ_INLINE uint32_t kq_multiply_add(uint32_t a, uint32_t b, uint32_t sum)
 #endif
 }
 
-#if KQ_KERNEL_GROUP == 4u
+#if defined(__ARM_FEATURE_DSP) && defined(__OPTIMIZE__)
+/* The products of one word of each stream: r0 fours, r1 twos, r2 to r9 the sums. 8 loads and 8 SMLAD. */
+#define KQ_WORD_PRODUCTS \
+    "ldr r11, [r1, #4]\n\tldr r10, [r1], #8\n\tldr r14, [r0, #4]\n\tldr r12, [r0], #8\n\t" \
+    "smlad r5, r14, r11, r5\n\tsmlad r4, r14, r10, r4\n\tsmlad r3, r12, r11, r3\n\tsmlad r2, r12, r10, r2\n\t" \
+    "ldr r14, [r0, #4]\n\tldr r12, [r0], #8\n\t" \
+    "smlad r9, r14, r11, r9\n\tsmlad r8, r14, r10, r8\n\tsmlad r7, r12, r11, r7\n\tsmlad r6, r12, r10, r6\n\t"
+
+/* For each position the eight sums of four streams (slow) with two (fast); words is even. Four words a turn of the inner loop; where
+ * words is no multiple of four, its first turn begins in the middle.
+ */
+KQGEN_CODE static KQ_NOINLINE void kq_products(
+    const uint32_t *fours, const uint32_t *twos, uint32_t words, uint32_t positions, uint32_t *sums)
+{
+    register const uint32_t *r0 __asm__("r0") = fours;
+    register const uint32_t *r1 __asm__("r1") = twos;
+    register uint32_t *r2 __asm__("r2") = sums;
+    register uint32_t r3 __asm__("r3") = 16u * words;
+    register const uint32_t *r4 __asm__("r4") = fours + 4u * words * positions;
+    register uint32_t r5 __asm__("r5") = 0;
+    /* On the stack: sums, bytes of a position's fours, end of all fours, end of this position's. */
+    __asm__ volatile(
+        "push {r2, r3, r4, r5}\n\t"
+        "1:\n\t"
+        "ldr r10, [sp, #4]\n\t"
+        "movs r2, #0\n\tmovs r3, #0\n\tmovs r4, #0\n\tmovs r5, #0\n\tmovs r6, #0\n\tmovs r7, #0\n\tmov r8, r2\n\tmov r9, r2\n\t"
+        "add r11, r0, r10\n\t"
+        "str r11, [sp, #12]\n\t"
+        "lsls r10, r10, #27\n\t"
+        "bmi 3f\n\t"
+        "2:\n\t" KQ_WORD_PRODUCTS KQ_WORD_PRODUCTS
+        "3:\n\t" KQ_WORD_PRODUCTS KQ_WORD_PRODUCTS
+        "ldr r10, [sp, #12]\n\t"
+        "cmp r0, r10\n\t"
+        "bne 2b\n\t"
+        "ldr r10, [sp, #0]\n\t"
+        "ldr r11, [sp, #8]\n\t"
+        "stmia r10!, {r2, r3, r4, r5, r6, r7, r8, r9}\n\t"
+        "str r10, [sp, #0]\n\t"
+        "cmp r0, r11\n\t"
+        "bne 1b\n\t"
+        "add sp, sp, #16\n\t"
+        : "+r"(r0), "+r"(r1), "+r"(r2), "+r"(r3), "+r"(r4), "+r"(r5)
+        :
+        : "r6", "r7", "r8", "r9", "r10", "r11", "r12", "r14", "cc", "memory");
+}
+#elif KQ_KERNEL_GROUP == 4u
 /* For each position the eight sums of four streams (slow) with two (fast). */
 KQGEN_CODE static KQ_NOINLINE void kq_products(
     const uint32_t *fours, const uint32_t *twos, uint32_t words, uint32_t positions, uint32_t *sums)

@@ -39,8 +39,13 @@ typedef struct {
     uint32_t words;    /* of one pixel: 2 * ceil(c_in / 4) */
     uint32_t kernel_group, patch_group;
     uint32_t aligned; /* four channels of a pixel may be read as one word */
-    uint32_t pads;    /* four padded channels, where all read the same */
 } kq_winograd;
+
+/* The output pixels of a tile: the first one's first channel, and how many rows and columns of them lie on the map, 1..KQ_SIDE. */
+typedef struct {
+    int8_t *to;
+    uint32_t rows, cols;
+} kq_place;
 
 /* The nine values of a codeword, -31..31. */
 KQGEN_CODE static KQ_NOINLINE void kq_read_codeword(const uint8_t *codebook, uint32_t codeword, int8_t *values)
@@ -165,63 +170,109 @@ static KQ_INLINE uint32_t kq_odd_bytes(uint32_t word)
 }
 
 /* Stores the pixels of a tile that lie on the map, one output channel: requantises and, where the layer sums, adds (SPEC 3.2, 5.8).
- * `totals`, KQ_SIDE rows of as many, times `factor` modulo 2^32 are the pixels' sums without the bias. The rounding takes the zero point
+ * `totals`, KQ_SIDE rows of as many, times `inverse` modulo 2^32 are the pixels' sums without the bias. The rounding takes the zero point
  * along: |acc * multiplier / 2^16| <= 2^30, rounding and zero point stay within 2^29 + 2^21.
  */
-KQGEN_CODE static KQ_NOINLINE void kq_store_tile(
-    const kq_conv2d_kq *conv, const uint32_t *totals, uint32_t channel, kq_pixel tile, uint32_t inverse, int8_t *output)
+static KQ_INLINE void kq_store_pixels(
+    const kq_conv2d_kq *conv, const uint32_t *totals, uint32_t channel, const kq_place *place, uint32_t inverse)
 {
-    const kq_window *window = &conv->window;
     const kq_requant *requant = &conv->requant;
-    const uint32_t pixel_bytes = window->c_out;
-    const uint32_t rows = window->h_out - tile.y * KQ_SIDE;
-    const uint32_t cols = window->w_out - tile.x * KQ_SIDE;
+    const uint32_t step = conv->window.c_out;
+    const uint32_t row_bytes = conv->window.w_out * step;
     const uint32_t factor = inverse << requant->acc_shift;
     const uint32_t bias = (uint32_t)requant->bias[channel] << requant->acc_shift;
     const uint32_t multiplier = (uint32_t)requant->multiplier[channel];
     const uint32_t shift = requant->shift[channel];
     const uint32_t rounding = (((uint32_t)1 << shift) >> 1) + ((uint32_t)requant->zero_point << shift);
-    const uint32_t bounded = requant->lo > -128 || requant->hi < 127;
-    int8_t *row = output + (tile.y * KQ_SIDE * window->w_out + tile.x * KQ_SIDE) * pixel_bytes + channel;
-    uint32_t y;
-    for (y = 0; y < KQ_SIDE && y < rows; ++y) {
+    const kq_add *sum = requant->sum;
+    const uint32_t cols = place->cols;
+    const uint32_t plain = requant->lo == -128 && requant->hi == 127 && sum == NULL;
+    const uint32_t *const end = totals + place->rows * KQ_SIDE;
+    int8_t *row = place->to + channel;
+    do {
         int8_t *at = row;
         uint32_t x;
-        for (x = 0; x < KQ_SIDE && x < cols; ++x) {
-            const uint32_t acc = totals[x] * factor + bias;
-            int32_t result = kq_int8(kq_shift_down(kq_times_high(acc, multiplier, rounding), shift));
-            if (bounded != 0) {
-                result = kq_clamped(result, requant->lo, requant->hi);
+        if (KQ_SIDE == 4u && plain != 0 && cols == KQ_SIDE) {
+            int8_t *const far = row + 2u * step;
+            const uint32_t acc0 = totals[0] * factor + bias;
+            const uint32_t acc1 = totals[1] * factor + bias;
+            const uint32_t acc2 = totals[KQ_SIDE - 2u] * factor + bias;
+            const uint32_t acc3 = totals[KQ_SIDE - 1u] * factor + bias;
+            row[0] = (int8_t)kq_int8(kq_shift_down(kq_times_high(acc0, multiplier, rounding), shift));
+            row[step] = (int8_t)kq_int8(kq_shift_down(kq_times_high(acc1, multiplier, rounding), shift));
+            far[0] = (int8_t)kq_int8(kq_shift_down(kq_times_high(acc2, multiplier, rounding), shift));
+            far[step] = (int8_t)kq_int8(kq_shift_down(kq_times_high(acc3, multiplier, rounding), shift));
+        } else {
+            for (x = 0; x < cols; ++x) {
+                const uint32_t acc = totals[x] * factor + bias;
+                const int32_t scaled = kq_shift_down(kq_times_high(acc, multiplier, rounding), shift);
+                *at = (int8_t)kq_summed(sum, kq_clamped(scaled, requant->lo, requant->hi), *at);
+                at += step;
             }
-            if (requant->sum != NULL) {
-                result = kq_summed(requant->sum, result, *at);
-            }
-            *at = (int8_t)result;
-            at += pixel_bytes;
         }
         totals += KQ_SIDE;
-        row += window->w_out * pixel_bytes;
-    }
+        row += row_bytes;
+    } while (totals != end);
 }
 
 /* Transforms one kernel of two channels, taps[9], and stores the value of each position `step` words after the one before. */
 static void transform_kernel(const uint32_t *taps, uint32_t *to, uint32_t step);
 
-/* Transforms the patch of the tile at `tile` (in tiles) into every run->patch_group-th word from `to` on. */
-static void transform_patch(const kq_winograd *run, kq_pixel tile, uint32_t *to);
+/* Transforms `count` columns of a patch of four channels: KQ_PATCH words in a column, row_bytes apart, columns `column_bytes` apart. Channels
+ * 0 and 2 go to columns[row * KQ_PATCH + column], channels 1 and 3 KQ_POSITIONS words further.
+ */
+static void spread_columns(const int8_t *at, uint32_t row_bytes, uint32_t column_bytes, uint32_t *columns, uint32_t count);
 
-/* Stores the pixels of the tile at `tile` that lie on the map, one output channel, from every KQ_SUMS-th word of `sums`. */
-static void store_tile(const kq_winograd *run, const uint32_t *sums, uint32_t channel, kq_pixel tile);
+/* Transforms the rows of what spread_columns left for two channels and stores the value of each position `step` words after the one before.
+ * Values were read plus 128, as bytes without sign. All rows of a patch's transform but the second sum to 0, so that only position (1, 1)
+ * holds more for that, which is taken off.
+ */
+static void spread_rows(const uint32_t *columns, uint32_t *to, uint32_t step);
 
-/* Reads four channels, from `channel` on, of the patch's pixel at (row, column): padding where it lies off the map, 0 beyond the last. */
-KQGEN_CODE static KQ_NOINLINE uint32_t kq_patch_word(const kq_winograd *run, const kq_view *view, uint32_t row, uint32_t column, uint32_t channel)
+/* Stores the pixels of a tile, one output channel, from every KQ_SUMS-th word of `sums`. */
+static void store_tile(const kq_winograd *run, const uint32_t *sums, uint32_t channel, const kq_place *place);
+
+/* What four padded channels from `channel` on read. */
+KQGEN_CODE static KQ_NOINLINE uint32_t kq_pad_word(const kq_conv2d_kq *conv, uint32_t channel)
 {
-    const kq_window *window = &run->conv->window;
-    if (kq_on_map(view, row, column)) {
-        const int8_t *at = run->input + (uint32_t)(view->base + (row * window->w_in + column) * window->c_in) + channel;
-        return run->aligned != 0 ? kq_word_at(at) : kq_bytes_at(at, window->c_in - channel);
+    return conv->pad_values != NULL ? kq_bytes_at(conv->pad_values + channel, conv->window.c_in - channel)
+                                    : (uint8_t)conv->pad_value * 0x01010101u;
+}
+
+/* Four channels, from `channel` on, of the columns of a patch that lie on the map, into words[row][column]: of a patch with rows off the map,
+ * or that cannot be read by words.
+ */
+KQGEN_CODE static KQ_NOINLINE void kq_border_patch(const kq_winograd *run, const kq_view *view, uint32_t channel, uint32_t pads, uint32_t *words)
+{
+    const uint32_t c_in = run->conv->window.c_in;
+    const uint32_t row_bytes = run->conv->window.w_in * c_in;
+    const uint32_t row_lo = view->row_lo;
+    const uint32_t rows = view->row_hi - row_lo;
+    const uint32_t cols = view->col_hi - view->col_lo;
+    uint32_t offset = view->base + view->col_lo * c_in + channel;
+    uint32_t row;
+    for (row = 0; row < KQ_PATCH; ++row) {
+        const uint32_t *const end = words + cols;
+        if (row - row_lo >= rows) {
+            while (words != end) {
+                *words++ = pads;
+            }
+        } else if (run->aligned != 0) {
+            const int8_t *at = run->input + offset;
+            while (words != end) {
+                *words++ = kq_word_at(at);
+                at += c_in;
+            }
+        } else {
+            const int8_t *at = run->input + offset;
+            while (words != end) {
+                *words++ = kq_bytes_at(at, c_in - channel);
+                at += c_in;
+            }
+        }
+        words += KQ_PATCH - cols;
+        offset += row_bytes;
     }
-    return run->conv->pad_values != NULL ? kq_bytes_at(run->conv->pad_values + channel, window->c_in - channel) : run->pads;
 }
 
 /* The rows and columns of a patch that lie on the map, and where its first pixel would (modulo 2^32). */
@@ -234,6 +285,44 @@ KQGEN_CODE static inline kq_view kq_patch_at(const kq_window *window, kq_pixel t
     kq_valid_taps(left, KQ_PATCH, window->w_in, &view.col_lo, &view.col_hi);
     view.base = ((uint32_t)top * window->w_in + (uint32_t)left) * window->c_in;
     return view;
+}
+
+/* Transforms the patch of the tile at `tile` (in tiles) into every run->patch_group-th word from `to` on. What is on its way lies in
+ * run->sums.
+ */
+KQGEN_CODE static KQ_NOINLINE void kq_transform_patch(const kq_winograd *run, kq_pixel tile, uint32_t *to)
+{
+    const kq_window *window = &run->conv->window;
+    const kq_view view = kq_patch_at(window, tile);
+    const uint32_t c_in = window->c_in;
+    const uint32_t row_bytes = window->w_in * c_in;
+    const uint32_t group = run->patch_group;
+    const uint32_t step = run->words * group;
+    const uint32_t cols = view.col_hi - view.col_lo;
+    const uint32_t rows_inside = view.row_hi - view.row_lo == KQ_PATCH && run->aligned != 0;
+    const uint32_t inside = rows_inside != 0 && cols == KQ_PATCH;
+    const uint32_t column_row = rows_inside != 0 ? row_bytes : 4u * KQ_PATCH;
+    const uint32_t column_step = rows_inside != 0 ? c_in : 4u;
+    uint32_t *const columns = run->sums;
+    uint32_t *const words = columns + 2u * KQ_POSITIONS;
+    uint32_t channel;
+    for (channel = 0; channel < c_in; channel += 4u) {
+        const int8_t *at = run->input + (uint32_t)(view.base + view.col_lo * c_in) + channel;
+        if (inside == 0) {
+            const uint32_t pads = kq_pad_word(run->conv, channel);
+            words[0] = pads;
+            spread_columns((const int8_t *)words, 0, 0, columns, view.col_lo);
+            spread_columns((const int8_t *)words, 0, 0, columns + view.col_hi, KQ_PATCH - view.col_hi);
+            if (rows_inside == 0) {
+                kq_border_patch(run, &view, channel, pads, words);
+                at = (const int8_t *)words;
+            }
+        }
+        spread_columns(at, column_row, column_step, columns + view.col_lo, cols);
+        spread_rows(columns, to, step);
+        spread_rows(columns + KQ_POSITIONS, to + group, step);
+        to += 2u * group;
+    }
 }
 
 /* Transforms the kernels of output channels first..first+channels-1 into run->kernels. */
@@ -282,7 +371,8 @@ KQGEN_CODE static KQ_NOINLINE void kq_multiply(const kq_winograd *run, uint32_t 
 {
     const uint32_t kernel_group = run->kernel_group;
     const uint32_t patch_group = run->patch_group;
-    const uint32_t tiles_w = (run->conv->window.w_out + KQ_SIDE - 1u) >> (KQ_SIDE >> 1);
+    const kq_window *window = &run->conv->window;
+    const uint32_t tiles_w = (window->w_out + KQ_SIDE - 1u) >> (KQ_SIDE >> 1);
     const uint32_t *kernels = run->kernels;
     uint32_t k;
     for (k = 0; k < channels; k += kernel_group) {
@@ -291,7 +381,13 @@ KQGEN_CODE static KQ_NOINLINE void kq_multiply(const kq_winograd *run, uint32_t 
         uint32_t t;
         for (t = 0; t < tiles; ++t) {
             const uint32_t j = t & (patch_group - 1u);
+            const uint32_t y = tile.y * KQ_SIDE;
+            const uint32_t x = tile.x * KQ_SIDE;
+            kq_place place;
             uint32_t i;
+            place.to = run->output + (y * window->w_out + x) * window->c_out;
+            place.rows = window->h_out - y < KQ_SIDE ? window->h_out - y : KQ_SIDE;
+            place.cols = window->w_out - x < KQ_SIDE ? window->w_out - x : KQ_SIDE;
             if (j == 0) {
                 if (patch_group < 4u) {
                     kq_products(kernels, patches, run->words, KQ_POSITIONS, run->sums);
@@ -301,8 +397,8 @@ KQGEN_CODE static KQ_NOINLINE void kq_multiply(const kq_winograd *run, uint32_t 
                 patches += KQ_POSITIONS * run->words * patch_group;
             }
             for (i = 0; i < kernel_group && k + i < channels; ++i) {
-                const uint32_t place = patch_group < 4u ? i * patch_group + j : j * kernel_group + i;
-                store_tile(run, run->sums + place, first + k + i, tile);
+                const uint32_t at = patch_group < 4u ? i * patch_group + j : j * kernel_group + i;
+                store_tile(run, run->sums + at, first + k + i, &place);
             }
             tile = kq_next_pixel(tile, tiles_w);
         }
@@ -318,7 +414,7 @@ KQGEN_CODE static KQ_NOINLINE kq_pixel kq_transform_strip(const kq_winograd *run
     uint32_t *to = run->patches;
     uint32_t t;
     for (t = 0; t < tiles; ++t) {
-        transform_patch(run, tile, to);
+        kq_transform_patch(run, tile, to);
         tile = kq_next_pixel(tile, tiles_w);
         ++to;
         if (((t + 1u) & (patch_group - 1u)) == 0) {
@@ -355,7 +451,6 @@ KQGEN_CODE static void kq_winograd_run(const kq_conv2d_kq *conv, const int8_t *i
     run.sums = run.patches + KQ_POSITIONS * run.words * strip;
     run.book = NULL;
     run.aligned = (window->c_in & 3u) == 0 && (KQ_ANY_ADDRESS || ((uintptr_t)input & 3u) == 0);
-    run.pads = (uint8_t)conv->pad_value * 0x01010101u;
     if (conv->strip != strip) {
         const uint32_t codewords = (uint32_t)conv->codewords * conv->stages;
         uint32_t i;
