@@ -261,15 +261,23 @@ KQGEN_CODE static KQ_NOINLINE uint32_t *widen_rows(uint32_t *to, const int8_t *f
 KQGEN_CODE static const int8_t *edge_row(const dsp_layer *layer, const int8_t *from, uint32_t first, uint32_t end)
 {
     int8_t *row = layer->edge_row;
-    uint32_t i;
-    for (i = 0; i < layer->row_values; ++i) {
-        row[i] = layer->pad_row[i];
+    const int8_t *pads = layer->pad_row;
+    const int8_t *pads_end = pads + layer->row_values;
+    int8_t *to = row;
+    do {
+        *to = *pads;
+        ++to;
+        ++pads;
+    } while (pads != pads_end);
+    to = row + end;
+    row += first;
+    from += end - first;
+    while (to != row) {
+        --to;
+        --from;
+        *to = *from;
     }
-    for (i = first; i < end; ++i) {
-        row[i] = *from;
-        ++from;
-    }
-    return row;
+    return layer->edge_row;
 }
 
 /* Widens the window of one pixel of which some taps are padded. */
@@ -307,10 +315,38 @@ KQGEN_CODE static KQ_NOINLINE void widen_edge(const dsp_layer *layer, const kq_v
     widen_rows(to, layer->rests, layer->rest_quads, 1, 0);
 }
 
+/* Widens a window of three rows of nine values, that of a 3x3 kernel on three channels. */
+KQGEN_CODE static KQ_NOINLINE void widen_nines(uint32_t *to, const int8_t *from, uint32_t row_step)
+{
+    const int8_t *second = from + row_step;
+    const int8_t *third = second + row_step;
+    const uint32_t quad0 = kq_quad_at(from);
+    const uint32_t quad1 = kq_quad_at(from + 4);
+    const uint32_t quad2 = kq_quad_at(second);
+    const uint32_t quad3 = kq_quad_at(second + 4);
+    const uint32_t quad4 = kq_quad_at(third);
+    const uint32_t quad5 = kq_quad_at(third + 4);
+    const uint32_t rest0 = (uint32_t)from[8];
+    const uint32_t rest1 = (uint32_t)second[8];
+    const uint32_t rest2 = (uint32_t)third[8];
+    widen(to, quad0);
+    widen(to + 4, quad1);
+    widen(to + 8, quad2);
+    widen(to + 12, quad3);
+    widen(to + 16, quad4);
+    widen(to + 20, quad5);
+    to[24] = kq_low_halves(rest0, rest2);
+    to[26] = rest1 & 0xFFFFu;
+}
+
 /* Widens the window of one pixel that lies on the map from `from` on. */
 static KQ_INLINE void widen_whole(const dsp_layer *layer, const int8_t *from, uint32_t row_step, uint32_t *to)
 {
     const uint32_t rest = layer->rest;
+    if (layer->row_values == 9u && layer->window->k_h == 3) {
+        widen_nines(to, from, row_step);
+        return;
+    }
     to = widen_rows(to, from, layer->row_quads, layer->window->k_h, row_step);
     if (rest != 0) {
         int8_t *rests = layer->rests;
