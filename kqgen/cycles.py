@@ -19,6 +19,7 @@ from kqgen.cycles_m0 import CortexM0
 from kqgen.cycles_m7 import CortexM7
 from kqgen.cycles_m33 import CortexM33
 from kqgen.cycles_m34 import CortexM34
+from kqgen.cycles_m55 import CortexM55
 from kqgen.errors import InputError, InternalError
 from kqgen.thumb import Program
 from kqgen.thumb_insn import BlockExit, Insn
@@ -40,7 +41,7 @@ class CoreTiming(Protocol):
 
 _TIMINGS: Mapping[str, CoreTiming] = MappingProxyType({
     "m0": CortexM0(plus=False), "m0p": CortexM0(plus=True), "m3": CortexM34(dsp=False), "m4": CortexM34(dsp=True),
-    "m33": CortexM33(), "m7": CortexM7(), "m55": CortexM33()})
+    "m33": CortexM33(), "m7": CortexM7(), "m55": CortexM55()})
 
 
 def _block_cycles(program: Program, block: BlockCount, timing: CoreTiming) -> int:

@@ -1,8 +1,6 @@
-"""Cycles of Cortex-M33, and of M55 as far as it is known: single issue, results of loads, products and shifts a cycle late.
+"""Cycles of Cortex-M33: single issue, results of loads, products and shifts a cycle late.
 
-Source: measurements published for an RP2350 (jnk0le/random, pipeline notes); Arm gives no table. Vector instructions follow
-Arm's description of the M55: two beats each, so two cycles, one when the class differs from the vector instruction before
-(load or store, multiply, other), and a low-overhead loop's end free. No figure of the M55 has been checked against silicon.
+Source: measurements published for an RP2350 (jnk0le/random, pipeline notes); Arm gives no table.
 """
 
 from __future__ import annotations
@@ -10,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kqgen.thumb import EXTEND_ADDS
-from kqgen.thumb_insn import VECTOR, BlockExit, Insn, Kind, names
+from kqgen.thumb_insn import BlockExit, Insn, Kind, names
 
 _LOOP_ENDS = frozenset({"le", "letp"})
 _BLOCK_LOADS = frozenset({"ldm", "poppc"})
@@ -23,12 +21,8 @@ _LATE = EXTEND_ADDS | names(
     "uhadd8 qadd16 qsub16 qadd8 qsub8")
 
 
-def _vector_pipe(kind: Kind) -> str:
-    return "multiply" if kind is Kind.VECTOR_MAC else "other" if kind is Kind.VECTOR_ALU else "transfer"
-
-
 def _occupancy(insn: Insn) -> int:
-    """Cycles the instruction holds the pipeline (scalar ones)."""
+    """Cycles the instruction holds the pipeline."""
     if insn.kind in (Kind.LOAD, Kind.STORE, Kind.FP_LOAD, Kind.FP_STORE):
         return insn.count
     if insn.kind is Kind.MAC:
@@ -72,29 +66,30 @@ def _folds(insn: Insn, before: Insn | None) -> bool:
 
 
 class CortexM33:
-    """The M33; the M55 is costed by the same rules."""
+    """The M33."""
 
     cycles_per_misaligned = 1
 
+    def issue_cycles(self, insn: Insn, before: Insn | None) -> int:
+        """Cycles the instruction holds the pipeline, after `before`, the last one that did not fold."""
+        del before
+        return _occupancy(insn)
+
     def pass_cycles(self, insns: Sequence[Insn]) -> int:
         """Cycles of one pass through the block, without those of a taken branch."""
-        now, before, pipe = 0, None, ""
+        now, before, issued = 0, None, None
         ready: dict[int, int] = {}
         results: dict[int, str] = {}
         for insn in insns:
             if _folds(insn, before):
                 before = insn
                 continue
-            cycles = _occupancy(insn)
-            if insn.kind in VECTOR:
-                cycles = 1 if pipe not in ("", _vector_pipe(insn.kind)) else 2
-            pipe = _vector_pipe(insn.kind) if insn.kind in VECTOR else ""
-            now = _start(insn, now, ready, results) + cycles
+            now = _start(insn, now, ready, results) + self.issue_cycles(insn, issued)
             for register in insn.writes:
                 pointer = insn.kind in _TRANSFERS and register in insn.reads - insn.store_data
                 ready[register] = now + (0 if pointer and insn.base not in _BLOCK_LOADS else _latency(insn))
                 results[register] = "" if pointer else _result(insn)
-            before = insn
+            before = issued = insn
         return now
 
     def exit_cycles(self, leaving: BlockExit, executions: int, taken: int) -> int:

@@ -2,7 +2,7 @@
  * int8, then all output pixels are convolved with them.
  */
 #include "kq.h"
-#include "kq_mve.h"
+#include "kq_mve_rows.h"
 
 /* Expands the weights of channels first..first+channels-1. The columns, not in use yet, hold one channel's in stored order meanwhile. */
 KQGEN_CODE static void arrange_weights(const kq_conv2d *conv, const kq_mve_tile *tile, uint32_t first, uint32_t channels)

@@ -116,6 +116,13 @@ def test_low_overhead_loop_is_free() -> None:
 def test_vector_instructions_overlap_when_their_class_differs() -> None:
     assert cost("m55", "ed93 7f00 ed93 7f00", cpu_arch=V81M) == 2 + 2  # two vector loads
     assert cost("m55", "ed93 7f00 eef1 0f06", cpu_arch=V81M) == 2 + 1  # a load and a reduction
+    assert cost("m55", "ee23 0e05 ef22 0544 ee23 0f43", cpu_arch=V81M) == 2 + 1 + 2  # a product, a shift and a sum
+    assert cost("m55", "ed93 7f00 1c40 eef1 0f06", cpu_arch=V81M) == 2 + 1 + 2  # scalar code between: nothing to overlap with
+
+
+def test_loads_and_products_in_turn_take_a_cycle_each() -> None:
+    step = "eef0 0f24 ecb3 7e10 eef0 2f26 ecb1 3e10"  # vmladava.s8 r0, q0, q2; vldrb q3, [r3], #16; into r2; vldrb q1, [r1], #16
+    assert cost("m55", step + " f00f c00b", 10, 9, V81M) == 10 * 4  # le lr, to the first
 
 
 def test_steady_state_applies_only_to_loops() -> None:

@@ -115,6 +115,34 @@ CASES: tuple[tuple[int, str, str, Kind, dict[str, Any]], ...] = (
     (V81M, "ed93 7f00", "vldr", Kind.VECTOR_LOAD, {"reads": r(3)}),  # vldrw.u32 q3, [r3]
     (V81M, "eca2 7e10", "vstr", Kind.VECTOR_STORE, {"reads": r(2), "writes": r(2)}),  # vstrb.8 q3, [r2], #16
     (V81M, "eef1 0f06", "vmladav", Kind.VECTOR_MAC, {"reads": r(0), "writes": r(0)}),  # vaddv.s8 r0, q3
+    (V81M, "eef2 0f24", "vmladav", Kind.VECTOR_MAC, {"reads": r(0), "writes": r(0)}),  # vmladava.s8 r0, q1, q2
+    (V81M, "ee82 0e24", "vmladav", Kind.VECTOR_MAC, {"reads": r(0, 1), "writes": r(0, 1)}),  # vmlaldava.s16 r0, r1, q1, q2
+    (V81M, "fc91 0e86", "vldr", Kind.VECTOR_LOAD, {"reads": r(1)}),  # vldrb.u16 q0, [r1, q3]
+    (V81M, "fd92 1e02", "vldr", Kind.VECTOR_LOAD, {}),  # vldrw.u32 q0, [q1, #8]
+    (V81M, "ec8a 0f06", "vstr", Kind.VECTOR_STORE, {"reads": r(10)}),  # vstrb.32 q0, [r10, q3]
+    (V81M, "ec14 0f00", "vmov", Kind.VECTOR_ALU, {"reads": r(0, 4)}),  # vmov q0[2], q0[0], r0, r4
+    (V81M, "ec02 0f00", "vmov", Kind.VECTOR_ALU, {"writes": r(0, 2)}),  # vmov r0, r2, q0[2], q0[0]
+    (V81M, "ee20 3b10", "vmov", Kind.VECTOR_ALU, {"reads": r(3)}),  # vmov.32 q0[1], r3
+    (V81M, "ee30 3b10", "vmov", Kind.VECTOR_ALU, {"writes": r(3)}),  # vmov.32 r3, q0[1]
+    (V81M, "eea0 3b10", "vdup", Kind.VECTOR_ALU, {"reads": r(3)}),  # vdup.32 q0, r3
+    (V81M, "ee15 0f6f", "vidup", Kind.VECTOR_ALU, {"reads": r(4), "writes": r(4)}),  # vidup.u16 q0, r4, #2
+    (V81M, "ee15 0f65", "vidup", Kind.VECTOR_ALU, {"reads": r(4, 5), "writes": r(4)}),  # viwdup.u16 q0, r4, r5, #2
+    (V81M, "ee23 0e05", "v.inst", Kind.VECTOR_MAC, {}),  # vmulh.s32 q0, q1, q2
+    (V81M, "ee13 0e04", "v.inst", Kind.VECTOR_MAC, {}),  # vmullb.s16 q0, q1, q2
+    (V81M, "ef20 0952", "v.inst", Kind.VECTOR_MAC, {}),  # vmul.i32 q0, q0, q1
+    (V81M, "fe32 0f62", "v.inst", Kind.VECTOR_MAC, {"reads": r(2)}),  # vqdmullb.s32 q0, q1, r2
+    (V81M, "ee23 0e43", "v.inst", Kind.VECTOR_MAC, {"reads": r(3)}),  # vmla.s32 q0, q1, r3
+    (V81M, "ee23 0f43", "v.inst", Kind.VECTOR_ALU, {"reads": r(3)}),  # vadd.i32 q0, q1, r3
+    (V81M, "ee39 1e63", "v.inst", Kind.VECTOR_ALU, {"reads": r(3)}),  # vshl.s32 q0, r3
+    (V81M, "ef22 0540", "v.inst", Kind.VECTOR_ALU, {}),  # vrshl.s32 q0, q0, q1
+    (V81M, "fe33 0f05", "v.inst", Kind.VECTOR_ALU, {}),  # vpsel q0, q1, q2
+    (V81M, "ee37 0e03", "v.inst", Kind.VECTOR_ALU, {}),  # vqmovnb.s32 q0, q1
+    (V81M, "fe71 0f4d", "v.inst", Kind.VECTOR_ALU, {}),  # vpst
+    (V81M, "f021 e801", "vctp", Kind.VECTOR_ALU, {"reads": r(1)}),  # vctp.32 r1
+    (V81M, "eeed 3a10", "vmsr", Kind.SYSTEM, {"reads": r(3)}),  # vmsr p0, r3
+    (V81M, "eefd 3a10", "vmrs", Kind.SYSTEM, {"writes": r(3)}),  # vmrs r3, p0
+    (V81M, "ed2d 8b08", "vpush", Kind.FP_STORE, {"reads": r(SP), "writes": r(SP), "memory_base": SP, "count": 8, "immediate": -32}),
+    (V81M, "ecbd 8b08", "vpop", Kind.FP_LOAD, {"reads": r(SP), "writes": r(SP), "memory_base": SP, "count": 8, "immediate": 32}),
 )
 
 
