@@ -25,14 +25,15 @@ ORDER = (
     "calibrate", "cluster", "cluster_pairs", "kq_uniform", "kq_layers", "kq_moments", "kq_fit", "kq_simulate", "kq_blocks", "post_training",
     "planned", "sensitivity", "kq_curves", "allocate_mixes", "allocate",
     "lower", "oracle", "dequantised", "graph_check", "store", "fuse",
-    "conv_shape", "form_portable", "form_packed", "form_mve", "form_reuse", "forms", "schedule", "memory", "plan_check", "planner",
+    "conv_shape", "form_portable", "form_packed", "form_mve", "form_reuse", "forms", "schedule",
+    "stream_jobs", "lifetimes", "memory", "plan_check", "stream", "planner",
     # training
     "train_modules", "train_assign", "train_graph", "train_blueprint", "train_integers", "train_model", "train_prepare", "train_data",
     "checkpoint", "train_loop",
     # text
     "views_text", "views_params", "views_tables", "views_steps", "views_selftest", "views_project", "views", "render", "emit",
     # world
-    "elf", "thumb_insn", "thumb_v81", "thumb", "cycles_m0", "cycles_m34", "cycles_m33", "cycles_m7", "cycles", "callgraph", "stack",
+    "elf", "thumb_insn", "thumb_v81", "thumb", "cycles_m0", "cycles_m34", "cycles_m33", "cycles_m55", "cycles_m7", "cycles", "callgraph", "stack",
     "toolchain", "harness", "image", "hostlib", "semihost", "blockcount", "blockcount_native", "blockcount_qemu",
     "emulate", "qemu",
     # judgement
