@@ -283,7 +283,7 @@ def _layout_lines(graph: IntGraph, inputs: Sequence[BufferView], outputs: Sequen
     buffers = aligned_rows([(buffer.layout, buffer.real) for buffer in (*inputs, *outputs)])
     rows = [(buffer.param, text) for buffer, text in zip((*inputs, *outputs), buffers, strict=True)]
     rows.append(("arena", f"{thousands(arena_bytes)} bytes, {ARENA_ALIGN_BYTES}-byte aligned, yours; its contents need not survive a call"))
-    rows.append(("", "The input may lie in it, at the offset below, or anywhere outside; in it, it does not survive a call."))
+    rows.append(("", "An input may lie in it at its _OFFSET, and is overwritten there, or anywhere outside it, and is kept."))
     rows.append(("tables", f"{thousands(tables_bytes(graph))} bytes of constants, where pointers have 32 bits"))
     macs = sum(node.macs for node in graph.nodes if isinstance(node, IntConv2d))
     rows.append(("work", f"{thousands(macs)} multiply-accumulates a call"))

@@ -67,12 +67,12 @@ def shape_text(tensor: QTensor) -> str:
 
 
 def op_text(node: IntNode) -> str:
-    """What a layer does, in a few words: `conv 3x3 /2, 16 -> 32`."""
+    """What a layer does, in a few words: `conv 3x3 /2, 16 -> 32`; `conv 3x3, 32 -> 32, + shortcut` where it adds another's result."""
     match node:
         case IntConv2d(dense=True):
             return f"dense, {node.in_shape[2]} -> {node.output.c}"
         case IntConv2d():
-            added = "" if node.addend is None else ", + add"
+            added = "" if node.addend is None else f", + {node.inputs[1]}"
             return f"conv {_window_text(node.kernel, node.stride, (1, 1))}, {node.in_shape[2]} -> {node.output.c}{added}"
         case IntAdd():
             return "add"
@@ -140,10 +140,11 @@ def _step_view(
 ) -> StepView:
     node, step = plan.graph.nodes[number], plan.steps[number]
     ident = idents[node.name]
-    reads = " + ".join(shape_text(plan.graph.tensor(name)) for name in node.inputs)
+    read, over = (node.inputs[:1], node.inputs[1:]) if isinstance(node, IntConv2d) else (node.inputs, ())
+    reads = " + ".join(shape_text(plan.graph.tensor(name)) for name in read)
     form = "" if step.form == "plain" else step.form
-    how = ", ".join(text for text in (f"{reads} -> {shape_text(node.output)}", weights_text(plan.graph, node), form) if text)
-    read = node.inputs[:1] if isinstance(node, IntConv2d) else node.inputs
+    shapes = f"{reads} -> {shape_text(node.output)}" + "".join(f" over {name}" for name in over)
+    how = ", ".join(text for text in (shapes, weights_text(plan.graph, node), form) if text)
     arguments = [f"&{ident}", *(buffers[name] for name in read), buffers[node.output.name]]
     if isinstance(node, IntConv2d):
         arguments.append(f"{ARENA} + {plan.scratch_offsets[number]}" if step.scratch_bytes else "NULL")

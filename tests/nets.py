@@ -12,6 +12,7 @@ import numpy as np
 
 from kqgen import oracle, planner
 from kqgen.emit import Golden, GoldenVector, SourceTree
+from kqgen.fuse import fuse
 from kqgen.intgraph import (
     Int8,
     IntAdd,
@@ -289,6 +290,24 @@ def summed() -> IntGraph:
     return net.graph()
 
 
+def fused() -> IntGraph:
+    """Two residual blocks whose additions are done by convolutions: of indices over the block's input, of 8 bits over a shortcut."""
+    net = Builder("fused", seed=8)
+    net.input("x", 8, 7, 3)
+    net.codebook("book", 24, (3, 3), True)
+    net.conv("stem", 6, (3, 3), padding=(1, 1, 1, 1))
+    net.conv("b1_conv1", 6, (3, 3), padding=(1, 1, 1, 1), codebook="book", lo=-20)
+    net.conv("b1_conv2", 6, (3, 3), padding=(1, 1, 1, 1), codebook="book", lo=-110)
+    net.add("b1_add", "stem", "b1_conv2", lo=-30)
+    net.conv("b2_conv1", 9, (3, 3), stride=(2, 2), padding=(1, 1, 1, 1), codebook="book")
+    net.conv("b2_conv2", 9, (3, 3), padding=(1, 1, 1, 1))
+    net.conv("b2_skip", 9, (1, 1), stride=(2, 2), bits=4, source="b1_add")
+    net.add("b2_add", "b2_conv2", "b2_skip")
+    net.avg_pool("mean", (4, 4))
+    net.conv("fc", 10, (1, 1), dense=True)
+    return fuse(net.graph())
+
+
 def spread_plan(graph: IntGraph, forms: Mapping[str, Form]) -> Plan:
     """A plan by hand that no planner's taste can change: tensors one after the other, then scratch; every tile is 2.
 
@@ -303,6 +322,8 @@ def spread_plan(graph: IntGraph, forms: Mapping[str, Form]) -> Plan:
         size = node.output.size_bytes
         if node.name in graph.outputs:
             place = Place("output", index=graph.outputs.index(node.name))
+        elif isinstance(node, IntConv2d) and node.addend is not None:
+            place = next(tensor.place for tensor in tensors if tensor.name == node.inputs[1])
         else:
             place = Place("arena", offset=offset)
             offset += -(-size // 4) * 4

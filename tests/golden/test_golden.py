@@ -24,6 +24,7 @@ CASES: tuple[tuple[IntGraph, Mapping[str, Form], str], ...] = (
     (nets.residual(), {"b1_conv2": "reuse"}, "nucleo-g0b1re"),
     (nets.two_ports(), {}, "nucleo-f446re"),
     (nets.single(), {}, "host"),
+    (nets.fused(), {}, "nucleo-u575zi"),
 )
 
 

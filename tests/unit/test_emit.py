@@ -19,15 +19,19 @@ from nets import flip_first_byte, write
 from kqgen.assets import runtime_dir
 from kqgen.board import load_board, load_core
 from kqgen.elf import read_elf
-from kqgen.emit import Meta, SourceTree, emit
+from kqgen.emit import Meta, SourceTree, emit, runtime_files
+from kqgen.errors import InternalError
+from kqgen.firmware import model_api
 from kqgen.hostlib import STRICT_FLAGS
+from kqgen.image import build_image
 from kqgen.intgraph import IntGraph
+from kqgen.planner import make_plan
 from kqgen.toolchain import core_flags, find_host_compiler, find_toolchain
 from kqgen.views_text import COLUMNS
 
 META = Meta("kqgen 1.2.3", "--weights kq")
 GRAPHS: dict[str, Callable[[], IntGraph]] = {
-    "residual": nets.residual, "two_ports": nets.two_ports, "single": nets.single, "summed": nets.summed,
+    "residual": nets.residual, "two_ports": nets.two_ports, "single": nets.single, "summed": nets.summed, "fused": nets.fused,
 }  # fmt: skip
 
 
@@ -52,11 +56,12 @@ def sources(folder: Path) -> list[str]:
 
 
 def build_and_run(folder: Path, models: list[str], main: str, *flags: str) -> str:
-    """Links `main` with the models beside it and one runtime; what it prints."""
+    """Links `main` with the models beside it and each file of their runtimes once; what it prints."""
     require_tool("cc")
     (folder / "main.c").write_text(main, encoding="utf-8")
     files = ["main.c", *(path for model in models for path in sources(folder) if path.startswith(f"{model}/{model}"))]
-    files += [path for path in sources(folder) if path.startswith(f"{models[0]}/runtime/")]
+    runtimes = [path for path in sources(folder) if path.startswith(tuple(f"{model}/runtime/" for model in models))]
+    files += {path.rpartition("/")[2]: path for path in runtimes}.values()
     include = [f"-I{model}" for model in models] + [f"-I{models[0]}/runtime"]
     built = host(["-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", *flags, *include, *files, "-o", "main"], folder)
     assert built.returncode == 0, built.stderr
@@ -90,9 +95,40 @@ def test_texts_are_the_same_in_another_process_folder_zone_and_user(tmp_path: Pa
     assert len(found[0]) > 20
 
 
-def test_runtime_is_copied_byte_for_byte(tree: SourceTree) -> None:
+def functions(text: str) -> set[str]:
+    """The runtime's functions that a C text names before a bracket, comments left out."""
+    return set(re.findall(r"\b(kq_\w+)\(", re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)))
+
+
+def test_the_runtime_files_that_are_called_are_copied_byte_for_byte_and_no_others(tree: SourceTree) -> None:
     copied = {path.removeprefix("runtime/"): text for path, text in tree.files.items() if path.startswith("runtime/")}
-    assert copied == {path.name: path.read_bytes().decode() for path in runtime_dir().iterdir() if path.suffix in (".c", ".h")}
+    assert copied == {name: (runtime_dir() / name).read_bytes().decode() for name in copied}
+    called = functions(tree.files[f"{tree.model}.c"]) | functions(tree.files[f"{tree.model}_selftest.c"])
+    prototypes = set(re.findall(r"(kq_\w+)\(", copied["kq.h"]))
+    assert called <= prototypes
+    bodies = {name: functions(text) & prototypes for name, text in copied.items() if name.endswith(".c")}
+    assert called <= set().union(*bodies.values())
+    assert [name for name, found in bodies.items() if not found & called] == []
+    included = set(re.findall(r'#include "(\w+\.h)"', "".join(tree.files.values())))
+    assert {name for name in copied if name.endswith(".h")} <= included
+
+
+@pytest.mark.parametrize("board", ["nucleo-g0b1re", "nucleo-f446re", "mps3-an547"])
+def test_the_runtime_of_each_core_links_by_itself(board: str, tmp_path: Path) -> None:
+    require_tool("gcc")
+    graph, target = nets.fused(), load_board(board)
+    plan = make_plan(graph, target)
+    tree = emit(plan, target, nets.make_golden(graph, nets.random_inputs(graph, 1)), META)
+    folder = write(tree, tmp_path / "fused")
+    image = build_image(folder, model_api(graph), target, find_toolchain("gcc"), tmp_path / "image")
+    linked = {symbol.name for symbol in image.elf.symbols if symbol.kind == "function"}
+    assert {step.function for step in plan.steps if step.function} <= linked
+
+
+def test_a_function_that_the_runtime_lacks_is_refused() -> None:
+    assert {path.name for path in runtime_files(["kq_add_s8"])} >= {"kq_add.c", "kq.h", "kq_types.h", "kq_fixed.h"}
+    with pytest.raises(InternalError, match="the runtime has no function kq_conv2d_s9"):
+        runtime_files(["kq_add_s8", "kq_conv2d_s9"])
 
 
 def test_only_the_board_files_depend_on_the_board() -> None:
@@ -133,7 +169,7 @@ def test_c_is_clean_under_strict_warnings(compiler: str, tap: bool, tree: Source
     chosen = find_host_compiler() if compiler == "cc" else find_toolchain("gcc" if compiler == "gcc" else "zig")
     core = () if compiler == "cc" else (*core_flags(chosen.kind, load_core("m0p")), "-ffreestanding")
     argv = [*chosen.compiler, *core, *STRICT_FLAGS, "-O2", "-I.", "-Iruntime", *(["-DKQGEN_TAP"] if tap else []), "-c"]
-    for source in (path for path in sources(folder) if "/" not in path):
+    for source in sources(folder):
         done = subprocess.run([*argv, source, "-o", "out.o"], cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 
@@ -206,7 +242,7 @@ def test_cmake_builds_the_folder_by_itself_and_inside_another_project(tmp_path: 
         write(tree_of(name), tmp_path / name)
     (tmp_path / "main.c").write_text(_TWO_NETS, encoding="utf-8")
     (tmp_path / "CMakeLists.txt").write_text(
-        "cmake_minimum_required(VERSION 3.13)\nproject(firmware LANGUAGES C)\nadd_subdirectory(residual)\nadd_subdirectory(two_ports)\n"
+        "cmake_minimum_required(VERSION 3.13)\nproject(firmware LANGUAGES C)\nadd_subdirectory(two_ports)\nadd_subdirectory(residual)\n"
         "add_executable(firmware main.c)\ntarget_link_libraries(firmware PRIVATE residual two_ports)\n",
         encoding="utf-8",
     )

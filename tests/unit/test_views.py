@@ -304,7 +304,8 @@ def test_a_layer_that_adds_is_told_as_one() -> None:
     call = " ".join(line.strip() for line in step.call)
     place = f"mem + {plan.place('stem').offset}"
     assert call.startswith(f"{plan.steps[2].function}(&net_total, mem + {plan.place('first').offset}, {place}, ")
-    assert "second" in "".join(step.title)
+    assert step.title == ("/* 2  total: conv 3x3, 4 -> 4, + stem. PyTorch: second, forward(), relu */",)
+    assert "6x6x4 -> 6x6x4 over stem, 8-bit, " in " ".join(step.comment)
 
 
 def test_a_maximum_has_no_requantisation() -> None:
