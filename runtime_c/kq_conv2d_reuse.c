@@ -1,36 +1,68 @@
-/* Convolution by lookup, form `reuse` (SPEC 6.3): for a tile of output pixels and each input channel, a codeword's dot products are
- * computed when the first output channel asks for that codeword, and kept; every output channel then only adds or subtracts them.
+/* Convolution by lookup, form `reuse` (SPEC 6.3): for eight output pixels and a strip of input channels, the dot products of every codeword
+ * with every input channel are computed once, into tables; each output channel then only adds up the entries that its indices name.
  */
 #include "kq.h"
+#include "kq_bits.h"
 #include "kq_packed.h"
+#include "kq_reuse.h"
 #include "kq_window.h"
 
 #define PADDED 0xFFFFFFFFu /* in place of a tap's offset; maps are below 2^31 bytes */
 
-/* Scratch of the form, in the order of SPEC 6.4; pairs = window.tile / 2, n = k_h * k_w. */
+/* Scratch of the form, in the order of SPEC 6.4; n = k_h * k_w. */
 typedef struct {
-    uint32_t *accumulators; /* [c_out][2 * pairs in use] */
-    uint32_t *sums;         /* [codewords][pairs in use]: s0 mod 2^16 in the low half, s1 in the high half */
-    uint32_t *offsets;      /* [pairs in use][n][2]: of a tap's first channel in the input, or PADDED */
-    uint32_t *taps;         /* [pairs in use][n + 1] packed taps of one input channel (SPEC 6.2) */
-    uint8_t *kernels;       /* [codewords][n] values plus 32 */
-    uint16_t *stamps;       /* [codewords]: 1 + the input channel whose sums are kept, 0 for none */
+    uint32_t *accumulators; /* [c_out][8] */
+    uint32_t *tables;       /* [strip][rows][4] */
+    uint32_t *lists;        /* of up to 16 output channels; before that the window: [10][2], or packed taps [pair][n + 1] */
+    uint32_t *offsets;      /* [pair][n][2]: of a tap's first channel in the input, or PADDED */
+    uint8_t *kernels;       /* [codewords][n] values plus 32, or [codewords][5] words where windows slide; room for either */
+    uint32_t rows;          /* entries of a table: one for each index there may be */
+    uint32_t slides;        /* 3x3 windows of stride 1, the eight pixels side by side in a row */
 } reuse_scratch;
 
 /* Where the parts lie. */
 KQGEN_CODE static reuse_scratch split_scratch(const kq_conv2d_kq *conv, uint32_t n, void *scratch)
 {
     reuse_scratch parts;
-    const uint32_t tile = conv->window.tile;
-    const uint32_t pairs = tile >> 1;
-    const uint32_t codewords = conv->codewords;
+    const kq_window *window = &conv->window;
+    const uint32_t strip = conv->strip;
+    const uint32_t listed = KQ_REUSE_GROUP * (strip + KQ_REUSE_EXTRA) + KQ_REUSE_EXTRA;
+    const uint32_t packed = KQ_REUSE_PAIRS * (n + 1u);
+    const uint32_t negated = conv->sign != 0 ? (uint32_t)1 << (conv->index_bits - 1u) : 0;
+    parts.rows = negated + conv->codewords;
+    parts.slides = KQ_REUSE_SLIDES && window->k_h == 3 && window->k_w == 3 && window->stride_w == 1 && (window->w_out & (KQ_REUSE_PIXELS - 1u)) == 0;
     parts.accumulators = scratch;
-    parts.sums = parts.accumulators + tile * conv->window.c_out;
-    parts.offsets = parts.sums + codewords * pairs;
-    parts.taps = parts.offsets + n * tile;
-    parts.kernels = (uint8_t *)(parts.taps + (n + 1u) * pairs);
-    parts.stamps = (uint16_t *)(void *)(parts.kernels + ((codewords * n + 3u) & ~(uint32_t)3u));
+    parts.tables = parts.accumulators + (uint32_t)window->c_out * KQ_REUSE_PIXELS;
+    parts.lists = parts.tables + strip * parts.rows * KQ_REUSE_ENTRY;
+    parts.offsets = parts.lists + (listed > packed ? listed : packed);
+    parts.kernels = (uint8_t *)(parts.offsets + KQ_REUSE_PIXELS * n);
     return parts;
+}
+
+/* A codeword's record (kq_reuse.h) from its nine values plus 32. */
+KQGEN_CODE static void make_record(const uint8_t *kernel, uint32_t *record)
+{
+    uint32_t i;
+    for (i = 0; i < 3u; ++i) {
+        record[i] = (((uint32_t)kernel[i] - KQ_WEIGHT_OFFSET) & 0xFFFFu) | ((uint32_t)kernel[i + 3u] - KQ_WEIGHT_OFFSET) << 16;
+    }
+    record[3] = (((uint32_t)kernel[6] - KQ_WEIGHT_OFFSET) & 0xFFFFu) | ((uint32_t)kernel[7] - KQ_WEIGHT_OFFSET) << 16;
+    record[4] = ((uint32_t)kernel[8] - KQ_WEIGHT_OFFSET) & 0xFFFFu;
+}
+
+/* All codewords that indices can name, as the tables' builder reads them. */
+KQGEN_CODE static void expand_codebook(const kq_conv2d_kq *conv, const reuse_scratch *parts, uint32_t n)
+{
+    uint32_t i;
+    for (i = 0; i < conv->codewords; ++i) {
+        if (parts->slides != 0) {
+            uint8_t kernel[9];
+            kq_expand_codeword(conv->codebook, i, 0, kernel, 9u);
+            make_record(kernel, (uint32_t *)(void *)parts->kernels + i * KQ_REUSE_RECORD);
+        } else {
+            kq_expand_codeword(conv->codebook, i, 0, parts->kernels + i * n, n);
+        }
+    }
 }
 
 /* Offsets of one pixel's taps, every second word of `offsets`. */
@@ -53,11 +85,10 @@ KQGEN_CODE static void find_taps(const kq_window *window, kq_pixel pixel, uint32
 }
 
 /* Packs the taps of one input channel for all pairs; `input` points at that channel of the first position. */
-KQGEN_CODE static KQ_NOINLINE void pack_channel(
-    const uint32_t *offsets, const int8_t *input, int8_t pad, uint32_t n, uint32_t pairs, uint32_t *taps)
+KQGEN_CODE static KQ_NOINLINE void pack_channel(const uint32_t *offsets, const int8_t *input, int8_t pad, uint32_t n, uint32_t *taps)
 {
     uint32_t pair;
-    for (pair = 0; pair < pairs; ++pair) {
+    for (pair = 0; pair < KQ_REUSE_PAIRS; ++pair) {
         uint32_t total = 0;
         uint32_t t;
         for (t = 0; t < n; ++t) {
@@ -73,115 +104,210 @@ KQGEN_CODE static KQ_NOINLINE void pack_channel(
     }
 }
 
-/* Dot products of one codeword of 3x3 values with `pairs` pairs, an even number, two signed halves a word: flipping bit 15 of S
- * (kq_packed.h) takes 2^15 from the low half modulo 2^16 and leaves the high half, which already is s1.
+/* The table of all codewords from packed taps: entry i of codeword i, and of minus it where `negative` is not NULL. */
+KQGEN_CODE static KQ_NOINLINE void build_table(
+    const uint8_t *kernels, uint32_t codewords, uint32_t n, const uint32_t *taps, uint32_t *positive, uint32_t *negative)
+{
+    uint32_t code;
+    for (code = 0; code < codewords; ++code) {
+        const uint32_t *first = taps;
+        uint32_t pair;
+        for (pair = 0; pair < KQ_REUSE_PAIRS; pair += 2u) {
+            const uint32_t *second = first + n + 1u;
+            uint32_t sum0 = first[n];
+            uint32_t sum1 = second[n];
+            uint32_t t;
+            for (t = 0; t < n; ++t) {
+                kq_add_tap(kernels[t], first[t], second[t], &sum0, &sum1);
+            }
+            positive[pair] = sum0;
+            positive[pair + 1u] = sum1;
+            if (negative != NULL) {
+                negative[pair] = 2u * KQ_LANE_OFFSET - sum0;
+                negative[pair + 1u] = 2u * KQ_LANE_OFFSET - sum1;
+            }
+            first = second + n + 1u;
+        }
+        kernels += n;
+        positive += KQ_REUSE_ENTRY;
+        negative = negative == NULL ? NULL : negative + KQ_REUSE_ENTRY;
+    }
+}
+
+/* Eight windows side by side: which of the three rows and ten columns they cover lie on the map. */
+typedef struct {
+    uint32_t rows[3]; /* offset of the second column's first channel in the input, or PADDED */
+    uint32_t left, right;
+} slide_view;
+
+/* The windows of eight pixels from `pixel` on, side by side. */
+KQGEN_CODE static slide_view slide_view_at(const kq_window *window, kq_pixel pixel)
+{
+    slide_view slide;
+    const kq_pixel last = {pixel.y, pixel.x + KQ_REUSE_PIXELS - 1u};
+    const kq_view view = kq_view_at(window, pixel);
+    const kq_view end = kq_view_at(window, last);
+    uint32_t offset = view.base + window->c_in;
+    uint32_t row;
+    for (row = 0; row < 3u; ++row) {
+        slide.rows[row] = row - view.row_lo < view.row_hi - view.row_lo ? offset : PADDED;
+        offset += (uint32_t)window->w_in * window->c_in;
+    }
+    slide.left = view.col_lo == 0;
+    slide.right = end.col_hi == 3u;
+    return slide;
+}
+
+/* Columns 1..8 of three rows as window words (kq_reuse.h) from `words` on; a row's values lie `step` apart, or all in one place. Returns the
+ * last value of the third row.
  */
-KQGEN_CODE static KQ_NOINLINE void sum_pairs_9(const uint8_t *kernel, const uint32_t *taps, uint32_t pairs, uint32_t *sums)
+KQGEN_CODE static KQ_NOINLINE uint32_t fill_columns(
+    uint32_t *words, const int8_t *row0, const int8_t *row1, const int8_t *row2, const uint32_t *step, uint32_t left)
 {
-    for (; pairs != 0; pairs -= 2u) {
-        uint32_t sum0 = taps[9];
-        uint32_t sum1 = taps[19];
-        kq_add_tap(kernel[0], taps[0], taps[10], &sum0, &sum1);
-        kq_add_tap(kernel[1], taps[1], taps[11], &sum0, &sum1);
-        kq_add_tap(kernel[2], taps[2], taps[12], &sum0, &sum1);
-        kq_add_tap(kernel[3], taps[3], taps[13], &sum0, &sum1);
-        kq_add_tap(kernel[4], taps[4], taps[14], &sum0, &sum1);
-        kq_add_tap(kernel[5], taps[5], taps[15], &sum0, &sum1);
-        kq_add_tap(kernel[6], taps[6], taps[16], &sum0, &sum1);
-        kq_add_tap(kernel[7], taps[7], taps[17], &sum0, &sum1);
-        kq_add_tap(kernel[8], taps[8], taps[18], &sum0, &sum1);
-        sums[0] = sum0 ^ KQ_LANE_OFFSET;
-        sums[1] = sum1 ^ KQ_LANE_OFFSET;
-        taps += 20;
-        sums += 2;
-    }
+    const uint32_t step0 = step[0];
+    const uint32_t step1 = step[1];
+    const uint32_t step2 = step[2];
+    const uint32_t *const last = words + 16;
+    uint32_t before = left & 0xFFFFu;
+    do {
+        const uint32_t x2 = (uint32_t)*row2;
+        words[0] = ((uint32_t)*row0 & 0xFFFFu) | (uint32_t)*row1 << 16;
+        row0 += step0;
+        row1 += step1;
+        words[-1] = before | x2 << 16;
+        row2 += step2;
+        before = x2 & 0xFFFFu;
+        words += 2;
+    } while (words != last);
+    return before;
 }
 
-/* As sum_pairs_9 for codewords of n values and any number of pairs. */
-KQGEN_CODE static KQ_NOINLINE void sum_pairs(const uint8_t *kernel, const uint32_t *taps, uint32_t n, uint32_t pairs, uint32_t *sums)
+/* Window words (kq_reuse.h) of one input channel, at which `input` points for the first position. */
+KQGEN_CODE static KQ_NOINLINE void fill_window(
+    const slide_view *slide, uint32_t c_in, const int8_t *input, int8_t pad, uint32_t *words)
 {
-    while (pairs != 0) {
-        const uint32_t *second = pairs > 1u ? taps + n + 1u : taps; /* a last odd pair is summed twice */
-        uint32_t sum0 = taps[n];
-        uint32_t sum1 = second[n];
-        uint32_t t;
-        for (t = 0; t < n; ++t) {
-            kq_add_tap(kernel[t], taps[t], second[t], &sum0, &sum1);
-        }
-        sums[0] = sum0 ^ KQ_LANE_OFFSET;
-        if (pairs == 1u) {
-            return;
-        }
-        sums[1] = sum1 ^ KQ_LANE_OFFSET;
-        taps = second + n + 1u;
-        sums += 2;
-        pairs -= 2u;
+    const int8_t *from[3];
+    uint32_t step[3];
+    uint32_t edge[6];
+    uint32_t row;
+    for (row = 0; row < 3u; ++row) {
+        const uint32_t on = slide->rows[row] != PADDED;
+        from[row] = on ? input + slide->rows[row] : &pad;
+        step[row] = on ? c_in : 0;
+        edge[row] = (uint32_t)(slide->left ? *(from[row] - step[row]) : pad);
+        edge[row + 3u] = (uint32_t)(slide->right ? from[row][8u * step[row]] : pad);
     }
+    words[0] = (edge[0] & 0xFFFFu) | edge[1] << 16;
+    words[17] = fill_columns(words + 2, from[0], from[1], from[2], step, edge[2]) | edge[5] << 16;
+    words[18] = (edge[3] & 0xFFFFu) | edge[4] << 16;
+    words[19] = 0;
 }
 
-/* Dot products of one codeword with all pairs. */
-KQGEN_CODE static void sum_codeword(const uint8_t *kernel, const uint32_t *taps, uint32_t n, uint32_t pairs, uint32_t *sums)
+/* Four bytes at any address, the first in the lowest bits. */
+KQGEN_CODE static inline uint32_t word_at(const uint8_t *from)
 {
-    const uint32_t even = n == 9u ? pairs & ~(uint32_t)1u : 0;
-    if (even != 0) {
-        sum_pairs_9(kernel, taps, even, sums);
-    }
-    sum_pairs(kernel, taps + even * (n + 1u), n, pairs - even, sums + even);
+#if KQ_REUSE_ADDRESSES
+    typedef uint32_t __attribute__((may_alias, aligned(1))) anywhere;
+    return *(const anywhere *)(const void *)from;
+#else
+    return from[0] | (uint32_t)from[1] << 8 | (uint32_t)from[2] << 16 | (uint32_t)from[3] << 24;
+#endif
 }
 
-/* Adds the two halves of each sum to the accumulators of one output channel, modulo 2^32. */
-KQGEN_CODE static KQ_NOINLINE void add_sums(const uint32_t *sums, uint32_t *accumulators, uint32_t pairs)
+/* Sixteen entries' places in lists from sixteen 6-bit indices at `from`: `place` plus 16 bytes times the index, every `span` words.
+ * Two indices at a time stand 12 bits apart once masked.
+ */
+KQGEN_CODE static KQ_NOINLINE void place_16_of_6_bits(const uint8_t *from, uint32_t place, uint32_t *to, uint32_t span)
 {
-    uint32_t pair;
-    for (pair = 0; pair < pairs; ++pair) {
-        accumulators[2u * pair] += kq_low_half(sums[pair]);
-        accumulators[2u * pair + 1u] += kq_high_half(sums[pair]);
-    }
+    const uint32_t mask = 0x003F03F0u;
+    const uint32_t word0 = word_at(from);
+    const uint32_t word1 = word_at(from + 4);
+    const uint32_t word2 = word_at(from + 8);
+    uint32_t four = word0;
+    uint32_t left = 4;
+    do {
+        const uint32_t even = (four << 4) & mask;
+        const uint32_t odd = (four >> 2) & mask;
+        *to = place + (even & 0xFFFFu);
+        to += span;
+        *to = place + (odd & 0xFFFFu);
+        to += span;
+        *to = place + (even >> 12);
+        to += span;
+        *to = place + (odd >> 12);
+        to += span;
+        --left;
+        four = left == 3u ? (word0 >> 24 | word1 << 8) : left == 2u ? (word1 >> 16 | word2 << 16) : word2 >> 8;
+    } while (left != 0);
 }
 
-/* As add_sums, subtracting. */
-KQGEN_CODE static KQ_NOINLINE void subtract_sums(const uint32_t *sums, uint32_t *accumulators, uint32_t pairs)
-{
-    uint32_t pair;
-    for (pair = 0; pair < pairs; ++pair) {
-        accumulators[2u * pair] -= kq_low_half(sums[pair]);
-        accumulators[2u * pair + 1u] -= kq_high_half(sums[pair]);
-    }
-}
-
-/* One input channel into the accumulators of all output channels; its indices are the reader's next c_out entries. */
-KQGEN_CODE static KQ_NOINLINE void gather_channel(
-    const kq_conv2d_kq *conv, const reuse_scratch *parts, kq_bit_reader *reader, uint32_t n, uint32_t pairs, uint32_t stamp)
+/* Lists of `channels` output channels from `first` on: entries of `entries` input channels from `channel` on. */
+KQGEN_CODE static KQ_NOINLINE void make_lists(
+    const kq_conv2d_kq *conv, const reuse_scratch *parts, uint32_t channel, uint32_t entries, uint32_t first, uint32_t channels)
 {
     const uint32_t bits = conv->index_bits;
-    const uint32_t code_bits = bits - conv->sign;
-    const uint32_t code_mask = ((uint32_t)1 << code_bits) - 1u;
-    const uint32_t c_out = conv->window.c_out;
-    uint32_t *accumulators = parts->accumulators;
-    uint32_t *const all_sums = parts->sums;
-    uint16_t *const stamps = parts->stamps;
-    kq_bit_reader indices = *reader;
+    const uint32_t span = entries + KQ_REUSE_EXTRA;
+    const uint32_t *table = parts->tables;
+    uint32_t *list = parts->lists;
+    uint32_t i;
     uint32_t o;
-    for (o = 0; o < c_out; ++o) {
-        const uint32_t index = kq_bits_next(&indices, bits);
-        const uint32_t code = index & code_mask;
-        uint32_t *sums = all_sums + code * pairs;
-        if (stamps[code] != stamp) {
-            stamps[code] = (uint16_t)stamp;
-            sum_codeword(parts->kernels + code * n, parts->taps, n, pairs, sums);
-        }
-        if (index == code) {
-            add_sums(sums, accumulators, pairs);
+    for (i = 0; i < entries; ++i) {
+        const uint32_t place = kq_reuse_place(parts->tables, table);
+        const uint32_t entry = (channel + i) * conv->window.c_out + first;
+        uint32_t *to = list + kq_reuse_slot(i);
+        if (bits == 6u && channels == KQ_REUSE_GROUP && (entry & 3u) == 0) {
+            place_16_of_6_bits(conv->indices + (size_t)(entry >> 2) * 3u, place, to, span);
         } else {
-            subtract_sums(sums, accumulators, pairs);
+            kq_bit_reader reader = kq_bits_at(conv->indices, entry, bits);
+            for (o = 0; o < channels; ++o) {
+                *to = place + kq_bits_next(&reader, bits) * (uint32_t)(KQ_REUSE_ENTRY * sizeof(uint32_t));
+                to += span;
+            }
         }
-        accumulators += 2u * pairs;
+        table += parts->rows * KQ_REUSE_ENTRY;
     }
-    *reader = indices;
+    list += entries + 1u;
+    for (o = 0; o < channels; ++o) {
+        *list = kq_reuse_place(parts->accumulators, parts->accumulators + (first + o) * KQ_REUSE_PIXELS);
+        list += span;
+    }
 }
 
-/* All output channels of `pixels` pixels, 1..window.tile, from accumulators to `output`. */
-KQGEN_CODE static void finish(const kq_conv2d_kq *conv, const uint32_t *accumulators, uint32_t pixels, uint32_t pairs, int8_t *output)
+/* The tables of one strip of input channels added to the accumulators of all output channels. */
+KQGEN_CODE static void gather_strip(const kq_conv2d_kq *conv, const reuse_scratch *parts, uint32_t channel, uint32_t entries)
+{
+    const uint32_t c_out = conv->window.c_out;
+    uint32_t first = 0;
+    while (first != c_out) {
+        const uint32_t channels = c_out - first < KQ_REUSE_GROUP ? c_out - first : KQ_REUSE_GROUP;
+        make_lists(conv, parts, channel, entries, first, channels);
+        kq_reuse_gather(
+            parts->accumulators + first * KQ_REUSE_PIXELS, parts->tables, parts->lists, channels, entries,
+            first == 0 || channels != KQ_REUSE_GROUP);
+        first += channels;
+    }
+}
+
+/* Accumulators as they are before the first entry, so that `c_in` entries leave bias + sum s1 in the last four, and in the first four
+ * that of s0 plus 2^16 times those.
+ */
+KQGEN_CODE static void start_sums(const kq_conv2d_kq *conv, uint32_t *accumulators)
+{
+    const uint32_t excess = KQ_LANE_OFFSET * conv->window.c_in;
+    uint32_t o;
+    for (o = 0; o < conv->window.c_out; ++o) {
+        const uint32_t bias = (uint32_t)conv->requant.bias[o];
+        uint32_t pair;
+        for (pair = 0; pair < KQ_REUSE_PAIRS; ++pair) {
+            accumulators[pair] = bias + (bias << 16) - excess;
+            accumulators[pair + 4u] = bias;
+        }
+        accumulators += KQ_REUSE_PIXELS;
+    }
+}
+
+/* All output channels of `pixels` pixels, 1..8, from accumulators to `output`. */
+KQGEN_CODE static void finish(const kq_conv2d_kq *conv, const uint32_t *accumulators, uint32_t pixels, int8_t *output)
 {
     const uint32_t c_out = conv->window.c_out;
     uint32_t o;
@@ -189,53 +315,61 @@ KQGEN_CODE static void finish(const kq_conv2d_kq *conv, const uint32_t *accumula
         uint32_t at = o;
         uint32_t pixel;
         for (pixel = 0; pixel < pixels; ++pixel) {
-            kq_store(accumulators[pixel], &conv->requant, o, output + at);
+            const uint32_t high = accumulators[4u + (pixel >> 1)];
+            const uint32_t acc = (pixel & 1u) != 0 ? high : accumulators[pixel >> 1] - (high << 16);
+            kq_store(acc, &conv->requant, o, output + at);
             at += c_out;
         }
-        accumulators += 2u * pairs;
+        accumulators += KQ_REUSE_PIXELS;
     }
 }
 
-/* Form `reuse` (SPEC 6.3); scratch as SPEC 6.4. window.tile: output pixels, even, at least 2. */
+/* Form `reuse` (SPEC 6.3); scratch as SPEC 6.4. window.tile: 8; strip: input channels at a time, 1..8. */
 KQGEN_CODE void kq_conv2d_reuse_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch)
 {
     const kq_window *window = &conv->window;
     const uint32_t n = (uint32_t)window->k_h * window->k_w;
     const uint32_t c_in = window->c_in;
-    const uint32_t c_out = window->c_out;
-    const uint32_t codewords = conv->codewords;
     const reuse_scratch parts = split_scratch(conv, n, scratch);
+    const uint32_t negated = conv->sign != 0 ? (parts.rows - conv->codewords) * KQ_REUSE_ENTRY : 0;
     uint32_t left = (uint32_t)window->h_out * window->w_out;
     kq_pixel pixel = {0, 0};
-    uint32_t i;
-    for (i = 0; i < codewords; ++i) {
-        kq_expand_codeword(conv->codebook, i, 0, parts.kernels + i * n, n);
-    }
+    slide_view slide;
+    expand_codebook(conv, &parts, n);
     while (left != 0) {
-        const uint32_t pixels = left < window->tile ? left : window->tile;
-        const uint32_t pairs = (pixels + 1u) >> 1;
-        kq_bit_reader reader = kq_bits_at(conv->indices, 0, conv->index_bits);
-        for (i = 0; i < 2u * pairs; ++i) {
-            find_taps(window, pixel, parts.offsets + (i >> 1) * 2u * n + (i & 1u));
+        const uint32_t pixels = left < KQ_REUSE_PIXELS ? left : KQ_REUSE_PIXELS;
+        uint32_t channel = 0;
+        uint32_t i;
+        slide = slide_view_at(window, pixel);
+        for (i = 0; i < KQ_REUSE_PIXELS; ++i) {
+            if (parts.slides == 0) {
+                find_taps(window, pixel, parts.offsets + (i >> 1) * 2u * n + (i & 1u));
+            }
             if (i + 1u < pixels || pixels < left) {
                 pixel = kq_next_pixel(pixel, window->w_out);
             }
         }
-        for (i = 0; i < c_out; ++i) {
-            uint32_t p;
-            for (p = 0; p < 2u * pairs; ++p) {
-                parts.accumulators[i * 2u * pairs + p] = (uint32_t)conv->requant.bias[i];
+        start_sums(conv, parts.accumulators);
+        while (channel != c_in) {
+            const uint32_t entries = c_in - channel < conv->strip ? c_in - channel : conv->strip;
+            uint32_t *table = parts.tables;
+            for (i = 0; i < entries; ++i) {
+                const int8_t pad = kq_pad(conv->pad_values, conv->pad_value, channel + i);
+                uint32_t *negative = conv->sign != 0 ? table + negated : NULL;
+                if (parts.slides != 0) {
+                    fill_window(&slide, c_in, input + channel + i, pad, parts.lists);
+                    kq_reuse_slide((const uint32_t *)(const void *)parts.kernels, conv->codewords, parts.lists, table, negative);
+                } else {
+                    pack_channel(parts.offsets, input + channel + i, pad, n, parts.lists);
+                    build_table(parts.kernels, conv->codewords, n, parts.lists, table, negative);
+                }
+                table += parts.rows * KQ_REUSE_ENTRY;
             }
+            gather_strip(conv, &parts, channel, entries);
+            channel += entries;
         }
-        for (i = 0; i < codewords; ++i) {
-            parts.stamps[i] = 0;
-        }
-        for (i = 0; i < c_in; ++i) {
-            pack_channel(parts.offsets, input + i, kq_pad(conv->pad_values, conv->pad_value, i), n, pairs, parts.taps);
-            gather_channel(conv, &parts, &reader, n, pairs, i + 1u);
-        }
-        finish(conv, parts.accumulators, pixels, pairs, output);
-        output += pixels * c_out;
+        finish(conv, parts.accumulators, pixels, output);
+        output += pixels * window->c_out;
         left -= pixels;
     }
 }
