@@ -77,13 +77,14 @@ def layout(shape: ConvShape) -> Layout:
 
 def candidates(shape: ConvShape, core: str) -> tuple[Candidate, ...]:
     """Tiles of four output channels up to all of them; by lookup each also with the codebook unpacked once."""
-    return tuple(_candidates(shape, PRICES[core])) if core in PRICES else ()
+    return tuple(_candidates(shape, core)) if core in PRICES else ()
 
 
-def _candidates(shape: ConvShape, prices: Prices) -> Iterator[Candidate]:
+def _candidates(shape: ConvShape, core: str) -> Iterator[Candidate]:
+    prices = PRICES[core]
     indexed = shape.kind != "uniform"
     form = "decode" if indexed else "direct" if shape.bits == 8 else "unpack"
-    function = "kq_conv2d_decode_dsp_s8" if indexed else "kq_conv2d_dsp_s8"
+    function = f"kq_conv2d_{'decode_' if indexed else ''}{'dual' if core == 'm7' else 'dsp'}_s8"
     groups = -(-shape.c_out // GROUP)
     for rounds in sorted({-(-groups // tile) for tile in range(1, groups + 1)}, reverse=True):
         tile = GROUP * -(-groups // rounds)

@@ -36,6 +36,10 @@ void kq_conv2d_decode_additive_s8_ref(const kq_conv2d_kq *conv, const int8_t *in
 void kq_conv2d_dsp_s8(const kq_conv2d *conv, const int8_t *input, int8_t *output, void *scratch);
 void kq_conv2d_decode_dsp_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
 
+/* The same in the order of instructions for cores that issue two at once. SPEC 5.1, 6.5. */
+void kq_conv2d_dual_s8(const kq_conv2d *conv, const int8_t *input, int8_t *output, void *scratch);
+void kq_conv2d_decode_dual_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
+
 /* Convolution by lookup, each codeword's dot product computed once for a tile of output pixels. SPEC 5.1, 6.3. */
 void kq_conv2d_reuse_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
 void kq_conv2d_reuse_s8_ref(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);

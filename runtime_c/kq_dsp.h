@@ -98,17 +98,4 @@ static KQ_INLINE uint32_t kq_quad_of_6_bits(const uint8_t *from)
     return kq_signed_quad(spread, 6u);
 }
 
-/* The dot products of groups of four output channels with the windows of two pixels.
- *
- * A group of `weights` is four biases, then for each step (two values of a window) a word a channel, then four multipliers. `x` holds for each
- * step a word a pixel; steps are an even number, at least 2. `x_last` is the last word of x, `x_eights` the last word of its whole eights of
- * steps (the word before x where there is none), `w_last` the last word of the last group.
- * to0 and to1 get four int8 a group: int8 saturation of zero_point + (acc * multiplier + 2^31) / 2^32 rounded down, multiplier 0..2^31-1.
- * Where to1 is NULL one group is computed and its accumulators go to to0 as eight int32, a channel's two pixels side by side.
- * Sums are modulo 2^32.
- */
-void kq_dsp_groups(
-    const uint32_t *x, const uint32_t *weights, void *to0, int8_t *to1, const uint32_t *x_eights, const uint32_t *x_last,
-    const uint32_t *w_last, int32_t zero_point);
-
 #endif

@@ -1,0 +1,16 @@
+/* Convolution on cores with the DSP extension (SPEC 6.5), in the order of instructions for cores that issue two at once. */
+#include "kq.h"
+#define DSP_DUAL
+#include "kq_dsp_conv.h"
+
+/* Uniform weights; scratch as SPEC 6.4. window.tile: output channels, at least 1. */
+KQGEN_CODE void kq_conv2d_dual_s8(const kq_conv2d *conv, const int8_t *input, int8_t *output, void *scratch)
+{
+    dsp_uniform(conv, input, output, scratch);
+}
+
+/* Indexed kernels; scratch as SPEC 6.4. window.tile: output channels, at least 1; strip: 1 where the codebook is unpacked first. */
+KQGEN_CODE void kq_conv2d_decode_dual_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch)
+{
+    dsp_indexed(conv, input, output, scratch);
+}
