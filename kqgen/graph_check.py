@@ -26,9 +26,10 @@ def check(graph: IntGraph) -> None:
         misfit = codebook_misfit(codebook)
         _need(not misfit, f"codebook {codebook.name}", "values", misfit)
     known: dict[str, QTensor] = {}
+    inside: dict[str, QTensor] = {}
     for tensor in graph.inputs:
         _tensor(f"input {tensor.name}", tensor, known)
-    for node in graph.nodes:
+    for number, node in enumerate(graph.nodes):
         where = f"layer {node.name}"
         for name in node.inputs:
             _need(name in known, where, "inputs", name)
@@ -37,7 +38,11 @@ def check(graph: IntGraph) -> None:
         _need(-128 <= node.lo <= node.hi <= 127, where, "clamp", f"{node.lo}..{node.hi}")
         _need(node.output.name == node.name, where, "output", node.output.name)
         _node(where, node, [known[name] for name in node.inputs], books)
+        if isinstance(node, IntConv2d) and node.addend is not None:
+            _may_overwrite(graph, number, node.inputs[1])
+            _tensor(where, node.addend.result, inside)
         _tensor(where, node.output, known)
+    _need(not known.keys() & inside.keys(), "the network", "name", ", ".join(sorted(known.keys() & inside.keys())))
     made = {node.name for node in graph.nodes}
     _need(bool(graph.outputs) and set(graph.outputs) <= made and len(set(graph.outputs)) == len(graph.outputs), "the network", "outputs",
           ", ".join(graph.outputs))  # fmt: skip
@@ -98,10 +103,18 @@ def _add(where: str, add: IntAdd | Addend) -> None:
 def _addend(where: str, node: IntConv2d, addend: Addend, other: QTensor) -> None:
     _add(where, addend)
     _need(-128 <= addend.lo <= addend.hi <= 127, where, "clamp", f"{addend.lo}..{addend.hi}")
-    _tensor(where, addend.result, {})
     sides = (node.output.h, node.output.w, node.output.c)
     for each in (addend.result, other):
         _need((each.h, each.w, each.c) == sides, where, "addend", f"{each.h, each.w, each.c}")
+
+
+def _may_overwrite(graph: IntGraph, number: int, other: str) -> None:
+    """The output of a layer that adds takes the place of its second operand, which nobody else may need."""
+    node = graph.nodes[number]
+    kept = {*(tensor.name for tensor in graph.inputs), *graph.outputs, node.inputs[0]}
+    kept.update(name for later in graph.nodes[number + 1 :] for name in later.inputs)
+    _need(other not in kept, f"layer {node.name}", "addend", f"{other}, which is not its own to overwrite")
+    _need(node.name not in graph.outputs, f"layer {node.name}", "addend", "in a layer that makes an output")
 
 
 def _requant(where: str, multiplier: Array, shift: Array, acc_shift: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nets
 import pytest
@@ -12,13 +13,20 @@ import pytest
 from kqgen import store
 from kqgen.board import Board, all_boards, bench_board, load_board, load_core, parse_board
 from kqgen.errors import InputError
-from kqgen.firmware import board_text, check_replaceable, is_builtin, json_bytes, open_firmware, replace_file, staged
+from kqgen.firmware import board_text, check_replaceable, is_builtin, json_bytes, open_firmware, planned_for, replace_file, staged
+from kqgen.plan import Planning
+from kqgen.planner import make_plan
+
+
+def stored(board: Board) -> bytes:
+    """The graph of a network called net, planned for a board."""
+    return store.to_bytes(replace(nets.single(), name="net"), planned_for(board, Planning()))
 
 
 def make(folder: Path, *files: str) -> Path:
     """A folder as kqgen leaves it for a network called net, with these files besides."""
     folder.mkdir(parents=True)
-    (folder / "net.kqgen.safetensors").write_bytes(store.to_bytes(replace(nets.single(), name="net"), {"board": "nucleo-g0b1re"}))
+    (folder / "net.kqgen.safetensors").write_bytes(stored(load_board("nucleo-g0b1re")))
     for name in ("net.c", "net.h", "report.json", "runtime/kq.h", *files):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("old", encoding="utf-8")
@@ -148,8 +156,36 @@ def test_a_folder_is_read_back(tmp_path: Path) -> None:
     assert (firmware.graph.name, firmware.board.name, firmware.float_model) == ("net", "nucleo-g0b1re", None)
     assert (firmware.api.run_function, firmware.api.input_bytes, firmware.api.output_bytes) == ("net_run", 24, 12)
     assert firmware.plan.graph is firmware.graph
+    assert firmware.planning == Planning()
     (tmp_path / "fw" / "net.pt2").write_bytes(b"")
     assert firmware.float_model == tmp_path / "fw" / "net.pt2"
+
+
+def test_it_is_planned_again_as_it_was(tmp_path: Path) -> None:
+    folder, board = make(tmp_path / "fw"), load_board("nucleo-g0b1re")
+    planning = Planning("ram", (("b1_conv2", "reuse"), ("b1.conv1", "decode")))
+    graph = replace(nets.residual(), name="net")
+    (folder / "net.kqgen.safetensors").write_bytes(store.to_bytes(graph, planned_for(board, planning)))
+    firmware = open_firmware(folder)
+    assert firmware.planning == planning
+    plan = make_plan(graph, board, planning)
+    assert (firmware.plan.steps, firmware.plan.arena_bytes) == (plan.steps, plan.arena_bytes)
+    forms = {step.node: step.form for step in firmware.plan.steps}
+    assert (forms["b1_conv1"], forms["b1_conv2"]) == ("decode", "reuse")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"optimise": None}, {"optimise": "most"}, {"forms": None}, {"forms": [["stem"]]}, {"forms": [["stem", "fast"]]}, {"forms": ["stem"]}],
+    ids=str,
+)
+def test_a_folder_that_does_not_say_how_it_was_planned_is_refused(tmp_path: Path, changed: dict[str, Any]) -> None:
+    folder = make(tmp_path / "fw")
+    extra = planned_for(load_board("nucleo-g0b1re"), Planning()) | changed
+    kept = {key: value for key, value in extra.items() if value is not None}
+    (folder / "net.kqgen.safetensors").write_bytes(store.to_bytes(replace(nets.single(), name="net"), kept))
+    with pytest.raises(InputError, match=r"net\.kqgen\.safetensors does not say how the network was planned"):
+        open_firmware(folder)
 
 
 @pytest.mark.parametrize("board", [*all_boards(), bench_board(load_core("m33"))], ids=lambda board: board.name)
@@ -173,8 +209,7 @@ def test_only_a_board_just_like_ours_is_ours() -> None:
 def test_a_board_of_the_users_own_travels_with_the_folder(tmp_path: Path) -> None:
     own = replace(load_board("microbit"), name="mine", clock_hz=20_000_000, title='Board "one"\\two')
     folder = make(tmp_path / "fw")
-    graph = replace(nets.single(), name="net")
-    (folder / "net.kqgen.safetensors").write_bytes(store.to_bytes(graph, {"board": "mine"}))
+    (folder / "net.kqgen.safetensors").write_bytes(stored(own))
     (folder / "board.toml").write_text(board_text(own), encoding="utf-8")
     assert open_firmware(folder).board == replace(own, where=str(folder / "board.toml"))
     (folder / "board.toml").write_bytes(b"\xff")

@@ -18,13 +18,16 @@ from kqgen import oracle, store
 from kqgen.board import load_board
 from kqgen.emit import Meta, emit
 from kqgen.errors import InputError, ToolchainError
+from kqgen.firmware import planned_for
 from kqgen.intgraph import IntGraph
+from kqgen.plan import Planning
+from kqgen.planner import make_plan
 
 
 def folder_of(graph: IntGraph, folder: Path) -> Path:
-    golden = nets.make_golden(graph, nets.random_inputs(graph, 1))
-    write(emit(nets.make_plan(graph), load_board("host"), golden, Meta("kqgen", "")), folder)
-    (folder / f"{graph.name}.kqgen.safetensors").write_bytes(store.to_bytes(graph, {"board": "host"}))
+    golden, board, planning = nets.make_golden(graph, nets.random_inputs(graph, 1)), load_board("host"), Planning()
+    write(emit(make_plan(graph, board, planning), board, golden, Meta("kqgen", "")), folder)
+    (folder / f"{graph.name}.kqgen.safetensors").write_bytes(store.to_bytes(graph, planned_for(board, planning)))
     return folder
 
 

@@ -26,7 +26,7 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-@pytest.mark.parametrize("graph", [nets.residual(), nets.two_ports(), nets.single(), nets.summed()], ids=lambda graph: graph.name)
+@pytest.mark.parametrize("graph", [nets.residual(), nets.two_ports(), nets.single(), nets.summed(), nets.fused()], ids=lambda graph: graph.name)
 def test_a_graph_comes_back_as_it_went(graph: IntGraph, tmp_path: Path) -> None:
     path = tmp_path / "net.kqgen.safetensors"
     path.write_bytes(store.to_bytes(graph, {"board": "host"}))
@@ -53,6 +53,29 @@ def test_a_file_of_this_schema_that_does_not_say_whether_a_codebook_is_additive_
 
     with pytest.raises(InputError, match="additive"):
         store.read(rewritten(tmp_path, forget, nets.summed()))
+
+
+@pytest.mark.parametrize(
+    ("where", "field"), [(("graph",), "rounding"), (("graph",), "compression"), (("graph", "nodes", 0, "requant"), "acc_shift")]
+)
+def test_a_default_that_is_a_value_must_be_in_the_file(tmp_path: Path, where: tuple[str | int, ...], field: str) -> None:
+    def forget(document: Any) -> None:
+        for key in where:
+            document = document[key]
+        del document[field]
+
+    with pytest.raises(InputError, match=field):
+        store.read(rewritten(tmp_path, forget))
+
+
+def test_an_addition_has_a_field_where_a_convolution_does_one(tmp_path: Path) -> None:
+    def forget(document: Any) -> None:
+        nodes = {node["name"]: node for node in document["graph"]["nodes"]}
+        assert "addend" not in nodes["stem"]
+        assert nodes["b2_add"].pop("addend")["result"]["name"] == "b2_conv2"
+
+    with pytest.raises(InputError, match="layer b2_add: inputs cannot be"):
+        store.read(rewritten(tmp_path, forget, nets.fused()))
 
 
 def test_the_same_graph_gives_the_same_bytes() -> None:
