@@ -271,10 +271,9 @@ def test_a_network_that_does_not_fit_is_refused_with_what_takes_the_room(work: P
     rows = [re.fullmatch(r"(?:  found  )? *(\S.*?) {2,}([\d ]+)", line) for line in run.err.splitlines()]
     sizes = {row.group(1): int(row.group(2).replace(" ", "")) for row in rows if row}
     assert sizes["0 32x32x16"] == sizes["2 32x32x16"] == 16384
-    assert sizes["input"] == 3072
     assert sizes["output"] == 4096
     arena = sizes["RAM: arena, fullest at 2"]
-    assert sizes["in all"] == arena + 3072 + 4096
+    assert sizes["in all"] == arena + 4096
     assert arena >= 32768 + sizes["scratch of 2 (direct)"]
 
 

@@ -37,7 +37,7 @@ def test_the_report_has_the_documented_keys_and_no_others(compiled: Path) -> Non
     assert set(report) == REPORT_KEYS
     assert set(report["bits_per_weight"]) == {"kq", "conv", "all"}
     assert set(report["flash_bytes"]) == {"tables", "code", "total"}
-    assert set(report["ram_bytes"]) == {"arena", "input", "output", "stack", "total"}
+    assert set(report["ram_bytes"]) == {"arena", "output", "stack", "total"}
     assert {frozenset(book) for book in report["codebooks"]} == {frozenset({"name", "codewords", "flash_bytes"})}
     assert {frozenset(layer) for layer in report["layers"]} == {frozenset(LAYER_KEYS)}
     assert (report["schema"], report["model"], report["board"], report["weights"]) == (1, "tiny", BOARD, "kq")
@@ -51,8 +51,9 @@ def test_the_report_adds_up(compiled: Path) -> None:
     parts = [*report["layers"], *report["codebooks"]]
     assert sum(part["flash_bytes"] for part in parts) == flash["tables"]
     assert flash["tables"] + flash["code"] == flash["total"]
-    assert ram["arena"] + ram["input"] + ram["output"] + ram["stack"] == ram["total"]
-    assert (ram["input"], ram["output"]) == (3 * 8 * 8, 5)
+    assert ram["arena"] + ram["output"] + ram["stack"] == ram["total"]
+    assert ram["output"] == 5
+    assert ram["arena"] > 3 * 8 * 8
     assert sum(layer["macs"] for layer in report["layers"]) == report["macs"]
 
 

@@ -62,26 +62,26 @@ def test_an_addition_that_does_not_fit_is_refused(node_fields: dict[str, Any], a
 
 def test_what_others_need_is_not_overwritten() -> None:
     graph = nets.fused()
-    with pytest.raises(InputError, match="^layer b1_add: addend "):
+    with pytest.raises(InputError, match=r"^layer b1_add: addend "):
         graph_check.check(replace(graph, outputs=("stem", "fc")))
-    with pytest.raises(InputError, match="^layer b2_add: addend "):
+    with pytest.raises(InputError, match=r"^layer b2_add: addend "):
         graph_check.check(replace(graph, outputs=("b2_add", "fc")))
     last = replace(graph.nodes[-1], name="again", output=replace(graph.nodes[-1].output, name="again"))
     graph_check.check(replace(graph, nodes=(*graph.nodes, last)))
     reader = replace(graph.nodes[1], name="again", output=replace(graph.nodes[1].output, name="again"))
-    with pytest.raises(InputError, match="^layer b1_add: addend "):
+    with pytest.raises(InputError, match=r"^layer b1_add: addend "):
         graph_check.check(replace(graph, nodes=(*graph.nodes, reader)))
     _, addend = adding(graph, "b1_add")
     given = replace(graph, inputs=(*graph.inputs, replace(graph.tensor("stem"), name="given")))
     node, _ = adding(given, "b1_add")
     wrong = replace(node, inputs=(node.inputs[0], "given"), addend=addend)
-    with pytest.raises(InputError, match="^layer b1_add: addend "):
+    with pytest.raises(InputError, match=r"^layer b1_add: addend "):
         graph_check.check(replace(given, nodes=tuple(wrong if each is node else each for each in given.nodes)))
 
 
 def test_a_result_inside_has_a_name_of_its_own() -> None:
     for taken in ("b2_skip", "mean", "x"):
-        with pytest.raises(InputError, match="^the network: name cannot be"):
+        with pytest.raises(InputError, match=r"^the network: name cannot be"):
             graph_check.check(changed("b2_add", {}, {"result": replace(RESULT, name=taken)}))
-    with pytest.raises(InputError, match="^layer b2_add: name cannot be"):
+    with pytest.raises(InputError, match=r"^layer b2_add: name cannot be"):
         graph_check.check(changed("b2_add", {}, {"result": replace(RESULT, name="b1_conv2")}))

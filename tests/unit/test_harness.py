@@ -28,6 +28,15 @@ def test_macros_of_one_and_of_several_tensors() -> None:
     assert "void net_tap(uint32_t step, const int8_t *data, uint32_t size_bytes)" in text
 
 
+def test_inputs_lie_in_the_arena_where_the_header_says() -> None:
+    text = harness_source(TWO)
+    assert "static int8_t *const input_0 = (int8_t *)arena + NET_INPUT_A_OFFSET;" in text
+    assert "static int8_t *const input_1 = (int8_t *)arena + NET_INPUT_B_OFFSET;" in text
+    assert "kq_sh_read(file, input_0, NET_INPUT_A_BYTES)" in text
+    assert "static int8_t output_0[NET_OUTPUT_BYTES];" in text
+    assert "arena + TINY_INPUT_OFFSET;" in harness_source(tiny.API)
+
+
 def test_linker_script_has_the_boards_regions() -> None:
     text = linker_script(load_board("nucleo-h7a3zi"))
     assert "ram : ORIGIN = 0x24000000, LENGTH = 1048576" in text

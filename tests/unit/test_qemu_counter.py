@@ -19,6 +19,7 @@ from kqgen.blockcount import END, START, Edge, RawCounts
 from kqgen.blockcount_qemu import SOURCES, parse_counts, plugin_api, plugin_library
 from kqgen.blocks import BlockCount, LayerProfile
 from kqgen.board import Board, Region, bench_board, load_board, load_core
+from kqgen.deliver import write_for
 from kqgen.emit import Meta, emit
 from kqgen.emulate import run_unicorn
 from kqgen.errors import CapacityError, InputError, InternalError, KqgenError, ToolchainError
@@ -180,7 +181,8 @@ def test_bench_of_the_m55(tmp_path: Path) -> None:
     assert first.instructions == sum(layer.instructions for layer in first.layers)
     # A board of the user's own, which QEMU has not, is counted on the machine that it has.
     own = replace(load_board("mps3-an547"), name="own", emulator="none", qemu_machine=None)
-    assert bench_firmware(replace(firmware, board=own), toolchain="gcc").layers == first.layers
+    plan = write_for(tmp_path / "own", firmware.graph, own, Planning())
+    assert bench_firmware(Firmware(tmp_path / "own", firmware.graph, plan, own, Planning()), toolchain="gcc").layers == first.layers
 
 
 def test_a_network_too_large_for_the_m55_machine(tmp_path: Path) -> None:

@@ -26,7 +26,9 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-@pytest.mark.parametrize("graph", [nets.residual(), nets.two_ports(), nets.single(), nets.summed(), nets.fused()], ids=lambda graph: graph.name)
+@pytest.mark.parametrize(
+    "graph", [nets.residual(), nets.two_ports(), nets.single(), nets.summed(), nets.fused()], ids=lambda graph: graph.name
+)
 def test_a_graph_comes_back_as_it_went(graph: IntGraph, tmp_path: Path) -> None:
     path = tmp_path / "net.kqgen.safetensors"
     path.write_bytes(store.to_bytes(graph, {"board": "host"}))
