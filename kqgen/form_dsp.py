@@ -95,7 +95,7 @@ def _candidates(shape: ConvShape, core: str) -> Iterator[Candidate]:
 def scratch_bytes(shape: ConvShape, tile: int, strip: int) -> int:
     """SPEC 6.4."""
     lay = layout(shape)
-    size = 2 * round4(lay.row_values) + round4(lay.rests) + 16 * lay.quads + -(-tile // GROUP) * lay.group_bytes
+    size = 2 * round4(lay.row_values) + 2 * round4(tile) + round4(lay.rests) + 16 * lay.quads + -(-tile // GROUP) * lay.group_bytes
     if shape.kind == "uniform":
         return size
     stages = 2 if shape.kind == "additive" else 1

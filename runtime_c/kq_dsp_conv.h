@@ -26,6 +26,7 @@ typedef struct {
     int8_t *output;
     int8_t *pad_row;      /* what a row of a window reads in the padding */
     int8_t *edge_row;     /* a row of a window of which some taps are padded */
+    int8_t *rows;         /* results of a tile, of two pixels */
     int8_t *rests;        /* what is left of the rows of a window; the bytes behind it up to a whole quad stay 0 */
     uint32_t *x;          /* two windows, widened */
     const uint32_t *x_last;
@@ -37,6 +38,7 @@ typedef struct {
     uint32_t rest_quads;  /* quads of what is left of all rows */
     uint32_t quads;       /* of a window */
     uint32_t group_words; /* of a group: 4 biases, 8 words a quad, 4 multipliers */
+    int ready;            /* the multipliers of the tile's groups hold */
 } dsp_layer;
 
 #if defined(__ARM_FEATURE_DSP) && defined(__thumb2__)
@@ -337,16 +339,20 @@ KQGEN_CODE static const int8_t *edge_row(const dsp_layer *layer, const int8_t *f
     return layer->edge_row;
 }
 
-/* Widens the window of one pixel of which some taps are padded. */
-KQGEN_CODE static KQ_NOINLINE void widen_edge(const dsp_layer *layer, const kq_view *view, uint32_t *to)
+/* Widens the window of one pixel, of which some taps may be padded: rows as `view` says, columns by where its leftmost one lies. */
+KQGEN_CODE static KQ_NOINLINE void widen_edge(const dsp_layer *layer, const kq_view *view, int32_t left, uint32_t *to)
 {
     const kq_window *window = layer->window;
     const uint32_t c_in = window->c_in;
-    const uint32_t first = view->col_lo * c_in;
-    const uint32_t end = view->col_hi * c_in;
-    uint32_t offset = view->base + first;
+    uint32_t first;
+    uint32_t end;
+    uint32_t offset = view->base;
     int8_t *rests = layer->rests;
     uint32_t row;
+    kq_valid_taps(left, window->k_w, window->w_in, &first, &end);
+    first *= c_in;
+    end *= c_in;
+    offset += first;
     for (row = 0; row < window->k_h; ++row) {
         const int8_t *from = layer->pad_row;
         uint32_t quads = layer->row_quads;
@@ -396,140 +402,144 @@ KQGEN_CODE static KQ_NOINLINE void widen_nines(uint32_t *to, const int8_t *from,
     to[26] = rest1 & 0xFFFFu;
 }
 
-/* Widens the window of one pixel that lies on the map from `from` on. */
-static KQ_INLINE void widen_whole(const dsp_layer *layer, const int8_t *from, uint32_t row_step, uint32_t *to)
+/* Results of output channels first..first+channels-1 of one pixel from int8 `row`: limited, added to what `to` holds where the layer sums, stored. */
+KQGEN_CODE static KQ_NOINLINE void settle_row(const kq_requant *requant, const int8_t *row, uint32_t channels, int8_t *to)
 {
-    const uint32_t rest = layer->rest;
-    if (layer->row_values == 9u && layer->window->k_h == 3) {
-        widen_nines(to, from, row_step);
-        return;
-    }
-    to = widen_rows(to, from, layer->row_quads, layer->window->k_h, row_step);
-    if (rest != 0) {
-        int8_t *rests = layer->rests;
-        uint32_t rows = layer->window->k_h;
-        from += layer->row_quads << 2;
-        do {
-            uint32_t i = 0;
-            do {
-                rests[i] = from[i];
-                ++i;
-            } while (i != rest);
-            rests += rest;
-            from += row_step;
-            --rows;
-        } while (rows != 0);
-        widen_rows(to, layer->rests, layer->rest_quads, 1, 0);
-    }
-}
-
-/* Finishes output channels first..first+channels-1 of two pixels, or of one, whose windows are widened: limits what the first `done` got, at most
- * all, and computes the others. `to` is where the first pixel's first result goes.
- */
-KQGEN_CODE static KQ_NOINLINE void finish_pixels(
-    const dsp_layer *layer, uint32_t first, uint32_t channels, uint32_t done, uint32_t pixels, int8_t *to)
-{
-    const kq_requant *requant = layer->requant;
-    const uint32_t *weights = layer->groups + (done >> 2) * layer->group_words;
-    int8_t *second = to + layer->window->c_out;
-    int8_t spare = 0;
-    uint32_t i;
-    for (i = 0; i < done; ++i) {
-        to[i] = (int8_t)kq_clamped(to[i], requant->lo, requant->hi);
-        second[i] = (int8_t)kq_clamped(second[i], requant->lo, requant->hi);
-    }
-    while (done < channels) {
-        uint32_t acc[2u * DSP_GROUP];
-        dsp_groups(layer->x, weights, acc, NULL, layer->x_eights, layer->x_last, weights, 0);
-        weights += layer->group_words;
-        for (i = 0; i < 2u * DSP_GROUP && done < channels; i += 2u) {
-            kq_store_two(acc[i], acc[i + 1u], requant, first + done, to + done, pixels == 2u ? second + done : &spare);
-            ++done;
+    const int32_t lo = requant->lo;
+    const int32_t hi = requant->hi;
+    const int8_t *end = row + channels;
+    if (requant->sum == NULL) {
+        while (row != end) {
+            *to = (int8_t)kq_clamped(*row, lo, hi);
+            ++row;
+            ++to;
+        }
+    } else {
+        const kq_add sum = *requant->sum;
+        while (row != end) {
+            *to = (int8_t)kq_summed(&sum, kq_clamped(*row, lo, hi), *to);
+            ++row;
+            ++to;
         }
     }
 }
 
-/* Output channels first..first+channels-1 of all pixels by the groups in scratch, the first `ready` of which can be requantised at once. */
-KQGEN_CODE static KQ_NOINLINE void convolve(const dsp_layer *layer, uint32_t first, uint32_t channels, uint32_t ready)
+/* Output channels first..first+channels-1 of `pixels` pixels, 2 or 1, whose windows are widened, by way of two rows in scratch; `to` is where the
+ * first pixel's first result goes.
+ */
+KQGEN_CODE static KQ_NOINLINE void convolve_by_rows(
+    const dsp_layer *layer, uint32_t first, uint32_t channels, uint32_t pixels, int8_t *to)
+{
+    const kq_requant *requant = layer->requant;
+    const uint32_t *weights = layer->groups;
+    const uint32_t whole = round_up(channels);
+    int8_t *row = layer->rows;
+    uint32_t done = 0;
+    if (layer->ready) {
+        dsp_groups(
+            layer->x, weights, row, row + whole, layer->x_eights, layer->x_last, weights + (whole >> 2) * layer->group_words - 1,
+            requant->zero_point);
+        done = channels;
+    }
+    while (done < channels) {
+        uint32_t acc[2u * DSP_GROUP];
+        uint32_t i;
+        dsp_groups(layer->x, weights, acc, NULL, layer->x_eights, layer->x_last, weights, 0);
+        weights += layer->group_words;
+        for (i = 0; i < 2u * DSP_GROUP && done + (i >> 1) < channels; ++i) {
+            row[done + (i >> 1) + ((i & 1u) != 0 ? whole : 0)] = kq_requantise(acc[i], requant, first + done + (i >> 1));
+        }
+        done += DSP_GROUP;
+    }
+    do {
+        settle_row(requant, row, channels, to);
+        row += whole;
+        to += layer->window->c_out;
+        --pixels;
+    } while (pixels != 0);
+}
+
+/* Output channels first..first+channels-1 of all pixels by the groups in scratch. */
+KQGEN_CODE static KQ_NOINLINE void convolve(const dsp_layer *layer, uint32_t first, uint32_t channels)
 {
     const kq_window *window = layer->window;
     const kq_requant *requant = layer->requant;
     const uint32_t c_out = window->c_out;
     const uint32_t row_step = (uint32_t)window->w_in * window->c_in;
-    const uint32_t *w_last = layer->groups + ready * layer->group_words - 1;
-    const int open = ready << 2 != channels || requant->hi - requant->lo != INT8_MAX - INT8_MIN;
+    const uint32_t *w_last = layer->groups + (channels >> 2) * layer->group_words - 1;
+    const int straight = layer->ready && (channels & 3u) == 0 && requant->sum == NULL && requant->hi - requant->lo == INT8_MAX - INT8_MIN;
+    const int nines = layer->row_values == 9u && window->k_h == 3;
     int8_t *to = layer->output + first;
     uint32_t waiting = 0;
     kq_pixel pixel;
     for (pixel.y = 0; pixel.y < window->h_out; ++pixel.y) {
         kq_view view;
         int32_t left = -(int32_t)window->pad_left;
-        uint32_t whole;
+        int whole;
         pixel.x = 0;
         view = kq_view_at(window, pixel);
-        whole = view.row_hi - view.row_lo == window->k_h;
+        whole = view.row_hi - view.row_lo == window->k_h && (nines || layer->rest == 0);
         for (; pixel.x < window->w_out; ++pixel.x) {
             uint32_t *words = layer->x + waiting;
-            if (whole != 0 && left >= 0 && left + window->k_w <= window->w_in) {
-                widen_whole(layer, layer->input + view.base, row_step, words);
+            const int8_t *from = layer->input + view.base;
+            if (!whole || left < 0 || left + window->k_w > window->w_in) {
+                widen_edge(layer, &view, left, words);
+            } else if (nines) {
+                widen_nines(words, from, row_step);
             } else {
-                kq_valid_taps(left, window->k_w, window->w_in, &view.col_lo, &view.col_hi);
-                widen_edge(layer, &view, words);
+                widen_rows(words, from, layer->row_quads, window->k_h, row_step);
             }
             left += window->stride_w;
             view.base += (uint32_t)window->stride_w * window->c_in;
             waiting ^= 1u;
             if (waiting == 0) {
-                if (ready != 0) {
+                if (straight) {
                     dsp_groups(layer->x, layer->groups, to, to + c_out, layer->x_eights, layer->x_last, w_last, requant->zero_point);
-                }
-                if (open) {
-                    finish_pixels(layer, first, channels, ready << 2, 2, to);
+                } else {
+                    convolve_by_rows(layer, first, channels, 2, to);
                 }
                 to += 2u * c_out;
             }
         }
     }
     if (waiting != 0) {
-        finish_pixels(layer, first, channels, 0, 1, to);
+        convolve_by_rows(layer, first, channels, 1, to);
     }
 }
 
-/* Writes biases and multipliers of the groups of output channels first..first+channels-1, and zeros as weights of a group that is not full or whose windows
- * may not fill their quads.
- * Returns how many groups from the first on can be requantised by one multiplication: SPEC 3.2 by m * 2^(16 + acc_shift - shift) where that is
- * an integer below 2^31, and nothing is added.
+/* Writes biases and multipliers of the groups of output channels first..first+channels-1, and zeros as weights of a group that is not full or
+ * whose windows may not fill their quads. `ready`: SPEC 3.2 is one multiplication by m * 2^(16 + acc_shift - shift) wherever that is an integer
+ * below 2^31.
  */
-KQGEN_CODE static uint32_t prepare_groups(const dsp_layer *layer, uint32_t first, uint32_t channels)
+KQGEN_CODE static void prepare_groups(dsp_layer *layer, uint32_t first, uint32_t channels)
 {
     const kq_requant *requant = layer->requant;
     const uint32_t base = 16u + requant->acc_shift;
     uint32_t *group = layer->groups;
-    uint32_t ready = requant->sum == NULL ? channels >> 2 : 0;
-    uint32_t o;
-    for (o = 0; o < channels; o += DSP_GROUP) {
-        const uint32_t left = channels - o;
+    uint32_t o = 0;
+    layer->ready = 1;
+    while (o < channels) {
         uint32_t *multipliers = group + layer->group_words - 4;
         uint32_t i;
-        if (left < DSP_GROUP || layer->rest != 0) {
+        if (channels - o < DSP_GROUP || layer->rest != 0) {
             uint32_t *word = group;
             while (word != multipliers) {
                 *word = 0;
                 ++word;
             }
         }
-        for (i = 0; i < DSP_GROUP && i < left; ++i) {
-            const uint32_t channel = first + o + i;
+        for (i = 0; i < DSP_GROUP && o < channels; ++i) {
+            const uint32_t channel = first + o;
             const uint32_t up = base - requant->shift[channel];
             group[i] = (uint32_t)requant->bias[channel];
             multipliers[i] = (uint32_t)requant->multiplier[channel] << (up & 31u);
             if (up > 16u) {
-                ready = 0;
+                layer->ready = 0;
             }
+            ++o;
         }
         group += layer->group_words;
     }
-    return ready;
 }
 
 /* Fills a layer but for what `groups` holds, with the parts of scratch up to the groups laid out from `scratch` on. */
@@ -551,7 +561,8 @@ KQGEN_CODE static void lay_out(dsp_layer *layer, const int8_t *pad_values, int8_
     layer->group_words = 8u + (layer->quads << 3);
     layer->pad_row = scratch;
     layer->edge_row = layer->pad_row + row_bytes;
-    layer->rests = layer->edge_row + row_bytes;
+    layer->rows = layer->edge_row + row_bytes;
+    layer->rests = layer->rows + 2u * round_up(window->tile);
     layer->x = (uint32_t *)(void *)(layer->rests + round_up(rests));
     layer->groups = layer->x + (layer->quads << 2);
     layer->x_last = layer->groups - 1;
@@ -574,21 +585,21 @@ KQGEN_CODE static uint32_t *channel_words(const dsp_layer *layer, uint32_t chann
     return layer->groups + (channel >> 2) * layer->group_words + 4 + (channel & 3u);
 }
 
-/* The next four weights of a table as a quad. */
-KQGEN_CODE static uint32_t next_quad(kq_bit_reader *reader, uint32_t bits)
+/* The next `count` weights of a table, 0 to 4, as a quad; those that are missing are 0. */
+KQGEN_CODE static KQ_NOINLINE uint32_t next_weights(kq_bit_reader *reader, uint32_t bits, uint32_t count)
 {
     uint32_t quad = 0;
     uint32_t at;
-    if (bits == 4u && reader->held_bits == 0) {
+    if (bits == 4u && count == 4u && reader->held_bits == 0) {
         const uint32_t packed = reader->next[0] | (uint32_t)reader->next[1] << 8;
         reader->next += 2;
         quad = (packed & 0xFu) | (packed & 0xF0u) << 4 | (packed & 0xF00u) << 8 | (packed & 0xF000u) << 12;
         return kq_signed_quad(quad, 4u);
     }
-    for (at = 0; at < 32u; at += 8u) {
-        quad |= kq_bits_next(reader, bits) << at;
+    for (at = 0; at < count << 3; at += 8u) {
+        quad |= ((uint32_t)kq_sign_extend(kq_bits_next(reader, bits), bits) & 0xFFu) << at;
     }
-    return bits == 8u ? quad : kq_signed_quad(quad, bits);
+    return quad;
 }
 
 /* Widens the uniform weights of `channels` output channels, which `reader` stands at. */
@@ -598,30 +609,30 @@ KQGEN_CODE static void widen_uniform(const dsp_layer *layer, kq_bit_reader *read
     for (o = 0; o < channels; ++o) {
         uint32_t *to = channel_words(layer, o);
         int8_t *rests = layer->rests;
-        uint32_t quads = layer->quads;
         uint32_t row;
+        uint32_t i;
         for (row = 0; row < layer->window->k_h; ++row) {
-            uint32_t i;
-            for (i = 0; i < layer->row_quads; ++i) {
-                const uint32_t quad = next_quad(reader, bits);
+            uint32_t rest;
+            for (i = layer->row_quads; i != 0; --i) {
+                const uint32_t quad = next_weights(reader, bits, 4);
                 to[0] = kq_even_values(quad);
                 to[4] = kq_odd_values(quad);
                 to += 8;
-                --quads;
             }
-            for (i = 0; i < layer->rest; ++i) {
-                *rests = (int8_t)kq_sign_extend(kq_bits_next(reader, bits), bits);
+            rest = next_weights(reader, bits, layer->rest);
+            for (i = layer->rest; i != 0; --i) {
+                *rests = (int8_t)(rest & 0xFFu);
                 ++rests;
+                rest >>= 8;
             }
         }
         rests = layer->rests;
-        while (quads != 0) {
+        for (i = layer->rest_quads; i != 0; --i) {
             const uint32_t quad = kq_quad_at(rests);
             to[0] = kq_even_values(quad);
             to[4] = kq_odd_values(quad);
             to += 8;
             rests += 4;
-            --quads;
         }
     }
 }
@@ -642,9 +653,9 @@ KQGEN_CODE static void dsp_uniform(const kq_conv2d *conv, const int8_t *input, i
     lay_out(&layer, conv->pad_values, conv->pad_value, scratch);
     for (first = 0; first < c_out; first += tile) {
         const uint32_t channels = c_out - first < tile ? c_out - first : tile;
-        const uint32_t ready = prepare_groups(&layer, first, channels);
+        prepare_groups(&layer, first, channels);
         widen_uniform(&layer, &reader, conv->bits, channels);
-        convolve(&layer, first, channels, ready);
+        convolve(&layer, first, channels);
     }
 }
 
@@ -871,13 +882,13 @@ KQGEN_CODE static void dsp_indexed(const kq_conv2d_kq *conv, const int8_t *input
     }
     for (first = 0; first < c_out; first += tile) {
         const uint32_t channels = c_out - first < tile ? c_out - first : tile;
-        const uint32_t ready = prepare_groups(&layer, first, channels);
+        prepare_groups(&layer, first, channels);
         if ((window->c_in & 3u) == 0) {
             widen_quads_of_kernels(&layer, &kernels, first, channels);
         } else {
             widen_single_kernels(&layer, &kernels, first, channels);
         }
-        convolve(&layer, first, channels, ready);
+        convolve(&layer, first, channels);
     }
 }
 
