@@ -77,6 +77,6 @@ def _candidates(shape: ConvShape) -> Iterator[Candidate]:
         tile = -(-octets // rounds)
         scratch = layout.stream_bytes + tile * layout.octet_bytes + round4(shape.kernel[1] * shape.c_in)
         for strip in (0, 1) if shape.kind == "indexed" else (0,):
-            codebook_bytes = 0 if shape.kind == "uniform" else round4((shape.codewords if strip else 2) * shape.n)
+            codebook_bytes = round4(2 * shape.taps if shape.kind == "uniform" else (shape.codewords if strip else 3) * shape.n)
             cycles = shape.macs * 2.5 * (1 + 0.01 * rounds - 0.02 * strip)
             yield Candidate(form, function, CHANNELS * tile, strip, scratch + codebook_bytes, cycles)

@@ -39,12 +39,6 @@ KQGEN_CODE static KQ_NOINLINE void open_table(kq_bit_reader *reader, const uint8
     *reader = kq_bits_at(table, entry, bits);
 }
 
-/* kq_bits_next as one function for all tables. */
-KQGEN_CODE static KQ_NOINLINE uint32_t next_entry(kq_bit_reader *reader, uint32_t bits)
-{
-    return kq_bits_next(reader, bits);
-}
-
 /* Words of the taps of a group. */
 KQGEN_CODE static inline uint32_t span_of(uint32_t taps)
 {
@@ -100,8 +94,11 @@ KQGEN_CODE static KQ_NOINLINE void clear_weights(const packed_layer *layer)
 {
     uint32_t *to = layer->weights;
     while (to != layer->tables) {
-        *to = 0;
-        ++to;
+        to[0] = 0;
+        to[1] = 0;
+        to[2] = 0;
+        to[3] = 0;
+        to += 4;
     }
 }
 
@@ -128,50 +125,68 @@ KQGEN_CODE static void fill_tables(const packed_layer *layer, uint32_t first, ui
     }
 }
 
-/* Unpacks `count` values of a codebook from entry `entry` on, or adds them to those at `to` where `keep` is 0xFF (else 0). */
-KQGEN_CODE static KQ_NOINLINE void unpack_values(const uint8_t *codebook, uint32_t entry, uint32_t count, uint32_t keep, int8_t *to)
+/* Unpacks `count` signed entries of 4, 6 or 8 bits from entry `entry` on; of 6 bits four at a time where they begin on a whole byte. */
+KQGEN_CODE static KQ_NOINLINE void unpack_values(const uint8_t *table, uint32_t entry, uint32_t bits, uint32_t count, int8_t *to)
 {
     kq_bit_reader reader;
     const uint8_t *next;
     uint32_t held;
     uint32_t held_bits;
-    open_table(&reader, codebook, entry, CODEBOOK_BITS);
+    open_table(&reader, table, entry, bits);
     next = reader.next;
     held = reader.held;
     held_bits = reader.held_bits;
-    for (; count != 0; --count) {
-        if (held_bits < CODEBOOK_BITS) {
-            held |= (uint32_t)*next << held_bits;
-            ++next;
-            held_bits += 8u;
+    while (count != 0) {
+        if (held_bits == 0 && count >= 4u && bits == CODEBOOK_BITS) {
+            const uint32_t four = next[0] + ((uint32_t)next[1] << 8) + ((uint32_t)next[2] << 16);
+            to[0] = (int8_t)kq_shift_down(kq_signed(four << 26), 26);
+            to[1] = (int8_t)kq_shift_down(kq_signed(four << 20), 26);
+            to[2] = (int8_t)kq_shift_down(kq_signed(four << 14), 26);
+            to[3] = (int8_t)kq_shift_down(kq_signed(four << 8), 26);
+            next += 3;
+            to += 4;
+            count -= 4u;
+        } else {
+            if (held_bits < bits) {
+                held |= (uint32_t)*next << held_bits;
+                ++next;
+                held_bits += 8u;
+            }
+            *to = (int8_t)kq_shift_down(kq_signed(held << (32u - bits)), 32u - bits);
+            held >>= bits;
+            held_bits -= bits;
+            ++to;
+            --count;
         }
-        *to = (int8_t)(kq_shift_down(kq_signed(held << 26), 26) + (int8_t)((uint8_t)*to & keep));
-        held >>= CODEBOOK_BITS;
-        held_bits -= CODEBOOK_BITS;
-        ++to;
     }
 }
 
-/* Where a kernel's values are: in `values`, the codebook as bytes, or unpacked into `room`, a sum where the codebook has two stages. */
-KQGEN_CODE static KQ_NOINLINE const int8_t *kernel_values(
-    const kq_conv2d_kq *conv, uint32_t stages, uint32_t code, uint32_t n, const int8_t *values, int8_t *room)
+/* kq_lane_pack as one function for both kinds of weights. */
+KQGEN_CODE static KQ_NOINLINE void pack_pair(
+    uint32_t *to, const int8_t *values0, uint32_t scale0, const int8_t *values1, uint32_t scale1, uint32_t n)
+{
+    kq_lane_pack(to, values0, scale0, values1, scale1, n);
+}
+
+/* Unpacks the kernel of an index without its sign into `room`, which has room for two: a codeword, or the sum of two. */
+KQGEN_CODE static KQ_NOINLINE const int8_t *unpack_kernel(const kq_conv2d_kq *conv, uint32_t stages, uint32_t code, uint32_t n, int8_t *room)
 {
     if (stages == 1u) {
-        if (values != NULL) {
-            return values + code * n;
-        }
-        unpack_values(conv->codebook, code * n, n, 0, room);
+        unpack_values(conv->codebook, code * n, CODEBOOK_BITS, n, room);
     } else {
         const uint32_t stage_bits = ((uint32_t)conv->index_bits - conv->sign) >> 1;
-        const uint32_t second = conv->codewords + (code >> stage_bits);
-        unpack_values(conv->codebook, (code & (((uint32_t)1 << stage_bits) - 1u)) * n, n, 0, room);
-        unpack_values(conv->codebook, second * n, n, 0xFFu, room);
+        uint32_t t;
+        unpack_values(conv->codebook, (code & (((uint32_t)1 << stage_bits) - 1u)) * n, CODEBOOK_BITS, n, room);
+        unpack_values(conv->codebook, (conv->codewords + (code >> stage_bits)) * n, CODEBOOK_BITS, n, room + n);
+        for (t = 0; t < n; ++t) {
+            room[t] = (int8_t)(room[t] + room[n + t]);
+        }
     }
     return room;
 }
 
 /* Expands the kernels of output channels first..first+channels-1, sums of `stages` codewords. `values`: the codebook as bytes, or NULL;
- * `room` has room for two kernels.
+ * `room` has room for three kernels.
  */
 KQGEN_CODE static void expand_kernels(
     const kq_conv2d_kq *conv, const packed_layer *layer, uint32_t stages, const int8_t *values, int8_t *room, uint32_t first, uint32_t channels)
@@ -185,21 +200,21 @@ KQGEN_CODE static void expand_kernels(
     uint32_t left = layer->taps;
     uint32_t i;
     for (i = 0; i < conv->window.c_in; ++i) {
-        kq_bit_reader reader;
+        kq_bit_reader reader = kq_bits_at(conv->indices, i * conv->window.c_out + first, bits);
         uint32_t *weights = channel_at;
         uint32_t o;
-        open_table(&reader, conv->indices, i * conv->window.c_out + first, bits);
         for (o = 0; o < channels; o += 2u) {
             const int8_t *kernels[2];
             uint32_t scales[2] = {0, 0};
             uint32_t lane;
             for (lane = 0; lane < 2u && o + lane < channels; ++lane) {
-                const uint32_t index = next_entry(&reader, bits);
+                const uint32_t index = kq_bits_next(&reader, bits);
+                const uint32_t code = index & code_mask;
                 const uint32_t one = (uint32_t)1 << (16u * lane);
-                scales[lane] = (index >> code_bits) != 0 ? 0u - one : one;
-                kernels[lane] = kernel_values(conv, stages, index & code_mask, n, values, room + lane * n);
+                scales[lane] = index != code ? 0u - one : one;
+                kernels[lane] = values != NULL ? values + code * n : unpack_kernel(conv, stages, code, n, room + lane * n);
             }
-            kq_lane_pack(weights, kernels[0], scales[0], kernels[lane - 1u], scales[1], n);
+            pack_pair(weights, kernels[0], scales[0], kernels[lane - 1u], scales[1], n);
             ++weights;
             if ((o & 6u) == 6u) {
                 weights += next_octet;
@@ -214,55 +229,48 @@ KQGEN_CODE static void expand_kernels(
     }
 }
 
-/* Expands the uniform weights of output channels first..first+channels-1, each `taps` of them. */
-KQGEN_CODE static void expand_weights(const kq_conv2d *conv, const packed_layer *layer, uint32_t taps, uint32_t first, uint32_t channels)
+/* Expands the uniform weights of output channels first..first+channels-1, each `taps` of them; `room` has room for those of two. */
+KQGEN_CODE static void expand_weights(
+    const kq_conv2d *conv, const packed_layer *layer, uint32_t taps, int8_t *room, uint32_t first, uint32_t channels)
 {
-    const uint32_t bits = conv->bits;
-    kq_bit_reader reader;
-    uint32_t *channel_at = layer->weights;
+    uint32_t *pair_at = layer->weights;
     uint32_t o;
-    open_table(&reader, conv->weights, first * taps, bits);
-    for (o = 0; o < channels; ++o) {
-        const uint32_t lane = 16u * (o & 1u);
-        uint32_t *weights = channel_at;
-        uint32_t room = layer->taps;
-        uint32_t left;
-        for (left = taps; left != 0; --left) {
-            *weights += (uint32_t)kq_sign_extend(next_entry(&reader, bits), bits) << lane;
-            weights += KQ_LANE_WORDS;
-            --room;
-            if (room == 0) {
-                room = layer->taps;
-                weights += (layer->span - layer->taps) * KQ_LANE_WORDS;
-            }
+    for (o = 0; o < channels; o += 2u) {
+        const uint32_t two = o + 1u < channels ? 1u : 0;
+        uint32_t *weights = pair_at;
+        uint32_t at = 0;
+        unpack_values(conv->weights, (first + o) * taps, conv->bits, taps << two, room);
+        while (at < taps) {
+            const uint32_t part = taps - at < layer->taps ? taps - at : layer->taps;
+            pack_pair(weights, room + at, 1, room + at + two * taps, two << 16, part);
+            weights += layer->span * KQ_LANE_WORDS;
+            at += part;
         }
-        channel_at += o & 1u;
-        if ((o & 7u) == 7u) {
-            channel_at += octet_words(layer) - KQ_LANE_WORDS;
+        ++pair_at;
+        if ((o & 6u) == 6u) {
+            pair_at += octet_words(layer) - KQ_LANE_WORDS;
         }
     }
 }
 
-/* Whether groups of `each` of a channel's taps keep sums of absolute weights within 255, in all output channels. */
-KQGEN_CODE static int sums_fit(const kq_conv2d *conv, uint32_t taps, uint32_t each)
+/* Whether groups of `each` of a channel's taps keep sums of absolute weights within 255, in all output channels; `room` as above. */
+KQGEN_CODE static int sums_fit(const kq_conv2d *conv, uint32_t taps, uint32_t each, int8_t *room)
 {
-    const uint32_t bits = conv->bits;
-    kq_bit_reader reader;
     uint32_t o;
-    open_table(&reader, conv->weights, 0, bits);
     for (o = 0; o < conv->window.c_out; ++o) {
         uint32_t sum = 0;
-        uint32_t room = each;
-        uint32_t left;
-        for (left = taps; left != 0; --left) {
-            const int32_t weight = kq_sign_extend(next_entry(&reader, bits), bits);
+        uint32_t left = each;
+        uint32_t t;
+        unpack_values(conv->weights, o * taps, conv->bits, taps, room);
+        for (t = 0; t < taps; ++t) {
+            const int32_t weight = room[t];
             sum += (uint32_t)(weight < 0 ? -weight : weight);
             if (sum > KQ_LANE_SUM) {
                 return 0;
             }
-            --room;
-            if (room == 0) {
-                room = each;
+            --left;
+            if (left == 0) {
+                left = each;
                 sum = 0;
             }
         }
@@ -271,13 +279,13 @@ KQGEN_CODE static int sums_fit(const kq_conv2d *conv, uint32_t taps, uint32_t ea
 }
 
 /* Groups of a layer's taps: the fewest that its weights allow and that take no more room than those any weights allow. */
-KQGEN_CODE static void cut_weights(const kq_conv2d *conv, packed_layer *layer, uint32_t taps)
+KQGEN_CODE static void cut_weights(const kq_conv2d *conv, packed_layer *layer, uint32_t taps, int8_t *room)
 {
     uint32_t groups = 1;
     uint32_t each = taps;
     cut_taps(layer, taps, ((uint32_t)1 << (conv->bits - 1u)) - 1u);
     while (groups < layer->groups) {
-        if (groups * span_of(each) <= layer->groups * layer->span && sums_fit(conv, taps, each)) {
+        if (groups * span_of(each) <= layer->groups * layer->span && sums_fit(conv, taps, each, room)) {
             layer->groups = groups;
             layer->taps = each;
             layer->span = span_of(each);
@@ -460,18 +468,19 @@ KQGEN_CODE void kq_conv2d_packed_s8(const kq_conv2d *conv, const int8_t *input, 
     const uint32_t taps = (uint32_t)conv->window.k_h * conv->window.k_w * conv->window.c_in;
     const uint32_t c_out = conv->window.c_out;
     packed_layer layer;
+    int8_t *room;
     uint32_t first = 0;
     layer.window = &conv->window;
     layer.requant = &conv->requant;
     layer.input = input;
     layer.output = output;
     layer.by_channel = 0;
-    cut_weights(conv, &layer, taps);
-    (void)split_scratch(&layer, conv->pad_values, conv->pad_value, scratch);
+    cut_weights(conv, &layer, taps, scratch);
+    room = split_scratch(&layer, conv->pad_values, conv->pad_value, scratch);
     while (first < c_out) {
         const uint32_t channels = c_out - first < 8u * layer.octets ? c_out - first : 8u * layer.octets;
         clear_weights(&layer);
-        expand_weights(conv, &layer, taps, first, channels);
+        expand_weights(conv, &layer, taps, room, first, channels);
         convolve_tile(&layer, first, channels);
         first += channels;
     }
@@ -500,7 +509,7 @@ KQGEN_CODE static KQ_NOINLINE void decode(const kq_conv2d_kq *conv, uint32_t sta
     room = split_scratch(&layer, conv->pad_values, conv->pad_value, scratch);
     if (stages == 1u && conv->strip != 0) {
         values = room;
-        unpack_values(conv->codebook, 0, conv->codewords * n, 0, values);
+        unpack_values(conv->codebook, 0, CODEBOOK_BITS, conv->codewords * n, values);
     }
     while (first < c_out) {
         const uint32_t channels = c_out - first < 8u * layer.octets ? c_out - first : 8u * layer.octets;
