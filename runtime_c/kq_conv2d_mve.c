@@ -56,7 +56,7 @@ KQGEN_CODE static uint32_t named_codewords(const kq_conv2d_kq *conv)
 }
 
 /* What every kernel of a tile needs: `book` holds the codewords that can be named as bytes, those of a second stage `stage_bytes` behind
- * those of the first.
+ * those of the first; `additive` if there is one.
  */
 typedef struct {
     const kq_conv2d_kq *conv;
@@ -66,6 +66,7 @@ typedef struct {
     uint32_t n;
     uint32_t code_bits;
     uint32_t stage_bits;
+    int additive;
 } kernel_source;
 
 /* Expands the kernel of `index` for input channel i; `to` is where the weights of its output channel begin. */
@@ -76,14 +77,13 @@ KQGEN_CODE static void arrange_kernel(const kernel_source *source, uint32_t inde
     const int8_t *a = source->book + (index & mask) * source->n;
     const int8_t *b = source->book + source->stage_bytes + (index >> source->stage_bits & mask) * source->n;
     const int32_t sign = index >> source->code_bits != 0 ? -1 : 1;
-    const int additive = source->stage_bytes != 0;
     uint32_t row;
     uint32_t t = 0;
     for (row = 0; row < window->k_h; ++row) {
         uint32_t j = row * window->c_in + i;
         uint32_t column;
         for (column = 0; column < window->k_w; ++column) {
-            const int32_t value = additive ? a[t] + b[t] : a[t];
+            const int32_t value = source->additive ? a[t] + b[t] : a[t];
             to[kq_mve_place(j)] = (int8_t)(sign * value);
             ++t;
             j += window->k_h * (uint32_t)window->c_in;
@@ -118,7 +118,7 @@ KQGEN_CODE static KQ_INLINE uint16x8_t eight_indices(const uint8_t *table, uint3
 }
 
 /* Expands the kernels of eight output channels for input channel i from entry `entry` of the indices on, `left` of them; weights of the
- * others become those of codeword 0. `to` is where the weights of the first begin. Offsets fit 16 bits, as arranges_by_eight says.
+ * others become those of codeword 0. `to` is where the weights of the first begin. Offsets fit 16 bits, as arrange_kernels has checked.
  */
 KQGEN_CODE static KQ_NOINLINE void arrange_eight(const kernel_source *source, uint32_t entry, uint32_t left, uint32_t i, int8_t *to)
 {
@@ -139,7 +139,7 @@ KQGEN_CODE static KQ_NOINLINE void arrange_eight(const kernel_source *source, ui
     for (row = 0; row < window->k_h; ++row) {
         uint32_t j = row * window->c_in + i;
         uint32_t column;
-        if (source->stage_bytes != 0) {
+        if (source->additive) {
             for (column = 0; column < window->k_w; ++column) {
                 const int16x8_t second = vldrbq_gather_offset_s16(book + source->stage_bytes, b);
                 const int16x8_t value = vaddq_s16(vldrbq_gather_offset_s16(book, a), second);
@@ -203,7 +203,7 @@ KQGEN_CODE void kq_conv2d_decode_mve_s8(const kq_conv2d_kq *conv, const int8_t *
     const uint32_t stage_bytes = named_codewords(conv) * n;
     const uint32_t code_bits = (uint32_t)conv->index_bits - conv->sign;
     const int additive = conv->stages == 2u;
-    const kernel_source source = {conv, &tile, book, additive ? stage_bytes : 0, n, code_bits, additive ? code_bits >> 1 : code_bits};
+    const kernel_source source = {conv, &tile, book, stage_bytes, n, code_bits, additive ? code_bits >> 1 : code_bits, additive};
     uint32_t first;
     kq_mve_expand(conv->codebook, 0, 6, stage_bytes, book);
     if (additive) {
