@@ -11,16 +11,21 @@
 #define PATCH_OFFSET 0x02000200u /* 4 * 128 in both halves */
 
 /* See kq_winograd.h. */
-KQGEN_CODE static KQ_NOINLINE void transform_kernel(const uint32_t *taps, uint32_t *to, uint32_t step)
+KQGEN_CODE static KQ_NOINLINE void transform_kernel(const kq_kernel *low, const kq_kernel *high, uint32_t *to, uint32_t step)
 {
+    const kq_kernel one = *low;
+    const kq_kernel other = *high;
     uint32_t rows[4][3];
     uint32_t i;
     for (i = 0; i < 3u; ++i) {
-        const uint32_t near = taps[i] + taps[6u + i];
-        rows[0][i] = taps[i];
-        rows[1][i] = near + taps[3u + i];
-        rows[2][i] = near - taps[3u + i];
-        rows[3][i] = taps[6u + i];
+        const uint32_t g0 = kq_tap(&one, &other, i);
+        const uint32_t g1 = kq_tap(&one, &other, i + 3u);
+        const uint32_t g2 = kq_tap(&one, &other, i + 6u);
+        const uint32_t near = g0 + g2;
+        rows[0][i] = g0;
+        rows[1][i] = near + g1;
+        rows[2][i] = near - g1;
+        rows[3][i] = g2;
     }
     for (i = 0; i < 4u; ++i) {
         const uint32_t g0 = rows[i][0] + KQ_LANES;
@@ -107,7 +112,7 @@ KQGEN_CODE static KQ_NOINLINE void store_tile(const kq_winograd *run, const uint
         at[2] = (uint32_t)kq_shift_down(kq_signed(m1 - m2 - (at[6] << 1)), 2u);
         ++at;
     }
-    kq_store_pixels(run->conv, totals, channel, place, 1u);
+    kq_store_pixels(run, totals, channel, place, 1u);
 }
 
 /* Form `winograd2` (SPEC 6.5): 3x3 kernels, stride 1; scratch as SPEC 6.4. window.tile: output channels, 2 or a multiple of 4; strip: tiles

@@ -13,15 +13,17 @@
 #define PATCH_OFFSET 0x12001200u /* 36 * 128 in both halves */
 
 /* See kq_winograd.h. */
-KQGEN_CODE static KQ_NOINLINE void transform_kernel(const uint32_t *taps, uint32_t *to, uint32_t step)
+KQGEN_CODE static KQ_NOINLINE void transform_kernel(const kq_kernel *low, const kq_kernel *high, uint32_t *to, uint32_t step)
 {
+    const kq_kernel one = *low;
+    const kq_kernel other = *high;
     uint32_t columns[18];
     const uint32_t *row = columns;
     uint32_t i;
     for (i = 0; i < 3u; ++i) {
-        const uint32_t g0 = taps[i];
-        const uint32_t g1 = taps[i + 3u];
-        const uint32_t g2 = taps[i + 6u];
+        const uint32_t g0 = kq_tap(&one, &other, i);
+        const uint32_t g1 = kq_tap(&one, &other, i + 3u);
+        const uint32_t g2 = kq_tap(&one, &other, i + 6u);
         const uint32_t near = g0 + g2;
         const uint32_t far = g0 + (g2 << 2);
         columns[i] = g0;
@@ -192,7 +194,7 @@ KQGEN_CODE static KQ_NOINLINE void store_tile(const kq_winograd *run, const uint
         at[12] = (uint32_t)kq_shift_down(kq_signed((d << 1) - b + ((m5 + (m5 << 1)) << 1)), 4u);
         ++at;
     }
-    kq_store_pixels(run->conv, totals, channel, place, INVERSE_OF_9);
+    kq_store_pixels(run, totals, channel, place, INVERSE_OF_9);
 }
 
 /* Form `winograd4` (SPEC 6.5): 3x3 kernels, stride 1; scratch as SPEC 6.4. window.tile: output channels, 2 or a multiple of 4; strip: tiles

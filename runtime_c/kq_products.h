@@ -83,13 +83,14 @@ KQGEN_CODE static KQ_NOINLINE void kq_products(
     /* On the stack: sums, bytes of a position's fours, end of all fours, end of this position's. */
     __asm__ volatile(
         "push {r2, r3, r4, r5}\n\t"
+        ".p2align 2\n\t"
         "1:\n\t"
         "ldr r10, [sp, #4]\n\t"
         "movs r2, #0\n\tmovs r3, #0\n\tmovs r4, #0\n\tmovs r5, #0\n\tmovs r6, #0\n\tmovs r7, #0\n\tmov r8, r2\n\tmov r9, r2\n\t"
         "add r11, r0, r10\n\t"
         "str r11, [sp, #12]\n\t"
         "lsls r10, r10, #27\n\t"
-        "bmi 3f\n\t"
+        "bmi.w 3f\n\t" /* four bytes, so that the loop begins at a word */
         "2:\n\t" KQ_WORD_PRODUCTS KQ_WORD_PRODUCTS
         "3:\n\t" KQ_WORD_PRODUCTS KQ_WORD_PRODUCTS
         "ldr r10, [sp, #12]\n\t"

@@ -39,6 +39,9 @@ typedef struct {
     uint32_t words;    /* of one pixel: 2 * ceil(c_in / 4) */
     uint32_t kernel_group, patch_group;
     uint32_t aligned; /* four channels of a pixel may be read as one word */
+    uint32_t bounded; /* some result is clamped to less than int8 */
+    uint32_t plain;   /* none is, and nothing is added */
+    uint32_t direct;  /* kernels are codewords of the expanded codebook */
 } kq_winograd;
 
 /* The output pixels of a tile: the first one's first channel, and how many rows and columns of them lie on the map, 1..KQ_SIDE. */
@@ -67,52 +70,73 @@ KQGEN_CODE static KQ_NOINLINE void kq_read_codeword(const uint8_t *codebook, uin
     }
 }
 
-/* The values of one codeword: from the expanded codebook, or read into `buffer`. */
-KQGEN_CODE static inline const int8_t *kq_codeword(const kq_winograd *run, uint32_t codeword, int8_t *buffer)
-{
-    if (run->book != NULL) {
-        return run->book + codeword * KQ_TAPS;
-    }
-    kq_read_codeword(run->conv->codebook, codeword, buffer);
-    return buffer;
-}
+/* A kernel of one input channel, and by what to multiply it: its sign times its place in a word, or 0 where there is no such channel. */
+typedef struct {
+    const int8_t *values;
+    uint32_t factor;
+} kq_kernel;
 
-/* The kernel an index names without its sign, -62..62. */
-KQGEN_CODE static KQ_NOINLINE const int8_t *kq_kernel(const kq_winograd *run, uint32_t code, int8_t *buffer)
+/* The values of the kernel that an index names, its sign left out, -62..62: in the expanded codebook, or read into `buffer`. */
+KQGEN_CODE static KQ_NOINLINE const int8_t *kq_read_kernel(const kq_winograd *run, uint32_t code, int8_t *buffer)
 {
     const kq_conv2d_kq *conv = run->conv;
-    uint32_t stage_bits;
+    const uint32_t stage_bits = ((uint32_t)conv->index_bits - conv->sign) >> 1;
     uint32_t t;
-    const int8_t *first;
-    const int8_t *second;
     int8_t other[KQ_TAPS];
-    if (conv->stages != 2u) {
-        return kq_codeword(run, code, buffer);
+    const int8_t *second = other;
+    const int8_t *first = buffer;
+    uint32_t first_code = code;
+    uint32_t second_code;
+    if (conv->stages == 2u) {
+        first_code = code & (((uint32_t)1 << stage_bits) - 1u);
     }
-    stage_bits = ((uint32_t)conv->index_bits - conv->sign) >> 1;
-    first = kq_codeword(run, code & (((uint32_t)1 << stage_bits) - 1u), buffer);
-    second = kq_codeword(run, conv->codewords + (code >> stage_bits), other);
+    second_code = conv->codewords + (code >> stage_bits);
+    if (run->book != NULL) {
+        first = run->book + first_code * KQ_TAPS;
+        second = run->book + second_code * KQ_TAPS;
+    } else {
+        kq_read_codeword(conv->codebook, first_code, buffer);
+    }
+    if (conv->stages != 2u) {
+        return first;
+    }
+    if (run->book == NULL) {
+        kq_read_codeword(conv->codebook, second_code, other);
+    }
     for (t = 0; t < KQ_TAPS; ++t) {
         buffer[t] = (int8_t)(first[t] + second[t]);
     }
     return buffer;
 }
 
-/* A kernel, and by what to multiply it: 1 or -1 by its sign, times its place in a word. */
-typedef struct {
-    const int8_t *values;
-    uint32_t factor;
-} kq_signed_kernel;
+/* Reads `count` indices of input channel `channel` from output channel `first` on. */
+KQGEN_CODE static KQ_NOINLINE void kq_read_indices(
+    const kq_conv2d_kq *conv, uint32_t channel, uint32_t first, uint32_t count, uint16_t *indices)
+{
+    const uint32_t bits = conv->index_bits;
+    kq_bit_reader reader = kq_bits_at(conv->indices, channel * conv->window.c_out + first, bits);
+    uint32_t i;
+    for (i = 0; i < count; ++i) {
+        indices[i] = (uint16_t)kq_bits_next(&reader, bits);
+    }
+}
 
-/* The kernel that the next index names, in the place `lane` (1 or 2^16) of a word. */
-KQGEN_CODE static inline kq_signed_kernel kq_next_kernel(const kq_winograd *run, kq_bit_reader *indices, uint32_t lane, int8_t *buffer)
+/* The kernel that an index names, in the place `lane` (1, 2^16, or 0 for none) of a word. */
+static KQ_INLINE kq_kernel kq_kernel_of(const kq_winograd *run, uint32_t index, uint32_t lane, int8_t *buffer)
 {
     const uint32_t code_bits = (uint32_t)run->conv->index_bits - run->conv->sign;
-    const uint32_t index = kq_bits_next(indices, run->conv->index_bits);
-    kq_signed_kernel kernel;
-    kernel.factor = (index >> code_bits) != 0 ? (uint32_t)0 - lane : lane;
-    kernel.values = kq_kernel(run, index & (((uint32_t)1 << code_bits) - 1u), buffer);
+    const uint32_t flip = (uint32_t)0 - (index >> code_bits); /* all bits set where the sign bit is */
+    const uint32_t code = index & (((uint32_t)1 << code_bits) - 1u);
+    kq_kernel kernel;
+    kernel.factor = (lane ^ flip) - flip;
+    kernel.values = run->direct != 0 ? run->book + code * KQ_TAPS : kq_read_kernel(run, code, buffer);
     return kernel;
+}
+
+/* One value of two kernels as a word of a transform. */
+static KQ_INLINE uint32_t kq_tap(const kq_kernel *low, const kq_kernel *high, uint32_t tap)
+{
+    return (uint32_t)low->values[tap] * low->factor + (uint32_t)high->values[tap] * high->factor;
 }
 
 /* Four bytes at a multiple of 4, or where KQ_ANY_ADDRESS anywhere. */
@@ -169,54 +193,90 @@ static KQ_INLINE uint32_t kq_odd_bytes(uint32_t word)
 #endif
 }
 
-/* Stores the pixels of a tile that lie on the map, one output channel: requantises and, where the layer sums, adds (SPEC 3.2, 5.8).
- * `totals`, KQ_SIDE rows of as many, times `inverse` modulo 2^32 are the pixels' sums without the bias. The rounding takes the zero point
- * along: |acc * multiplier / 2^16| <= 2^30, rounding and zero point stay within 2^29 + 2^21.
- */
-static KQ_INLINE void kq_store_pixels(
-    const kq_conv2d_kq *conv, const uint32_t *totals, uint32_t channel, const kq_place *place, uint32_t inverse)
+/* Stores the pixels of a tile that lie on the map, one output channel, from values within int8: rows of KQ_SIDE of them. */
+KQGEN_CODE static KQ_NOINLINE void kq_store_values(const kq_winograd *run, const uint32_t *values, uint32_t channel, const kq_place *place)
 {
+    const kq_window *window = &run->conv->window;
+    const kq_add *sum = run->conv->requant.sum;
+    const uint32_t step = window->c_out;
+    const uint32_t row_bytes = window->w_out * step;
+    const uint32_t *const last = values + place->rows * KQ_SIDE;
+    int8_t *row = place->to + channel;
+    do {
+        const uint32_t *const end = values + place->cols;
+        const uint32_t *value = values;
+        int8_t *at = row;
+        if (sum == NULL) {
+            do {
+                *at = (int8_t)kq_signed(*value++);
+                at += step;
+            } while (value != end);
+        } else {
+            const int32_t multiplier_a = sum->multiplier_a;
+            const int32_t multiplier_b = sum->multiplier_b;
+            const int32_t bias = sum->bias;
+            const uint32_t shift = sum->shift;
+            do {
+                int32_t total = kq_int8(kq_shift_down(kq_signed(*value++) * multiplier_a + bias + *at * multiplier_b, shift));
+                if (run->bounded != 0) {
+                    total = kq_clamped(total, sum->lo, sum->hi);
+                }
+                *at = (int8_t)total;
+                at += step;
+            } while (value != end);
+        }
+        values += KQ_SIDE;
+        row += row_bytes;
+    } while (values != last);
+}
+
+/* Requantises the pixels of a tile, one output channel, and stores those that lie on the map; where the layer sums, adds what is there (SPEC
+ * 3.2, 5.8). `totals`, KQ_SIDE rows of as many, times `inverse` modulo 2^32 are the pixels' sums without the bias. The rounding takes the
+ * zero point along: |acc * multiplier / 2^16| <= 2^30, rounding and zero point stay within 2^29 + 2^21.
+ */
+static KQ_INLINE void kq_store_pixels(const kq_winograd *run, uint32_t *totals, uint32_t channel, const kq_place *place, uint32_t inverse)
+{
+    const kq_conv2d_kq *conv = run->conv;
     const kq_requant *requant = &conv->requant;
-    const uint32_t step = conv->window.c_out;
-    const uint32_t row_bytes = conv->window.w_out * step;
     const uint32_t factor = inverse << requant->acc_shift;
     const uint32_t bias = (uint32_t)requant->bias[channel] << requant->acc_shift;
     const uint32_t multiplier = (uint32_t)requant->multiplier[channel];
     const uint32_t shift = requant->shift[channel];
     const uint32_t rounding = (((uint32_t)1 << shift) >> 1) + ((uint32_t)requant->zero_point << shift);
-    const kq_add *sum = requant->sum;
-    const uint32_t cols = place->cols;
-    const uint32_t plain = requant->lo == -128 && requant->hi == 127 && sum == NULL;
-    const uint32_t *const end = totals + place->rows * KQ_SIDE;
-    int8_t *row = place->to + channel;
-    do {
-        int8_t *at = row;
-        uint32_t x;
-        if (KQ_SIDE == 4u && plain != 0 && cols == KQ_SIDE) {
-            int8_t *const far = row + 2u * step;
+    uint32_t left;
+    if (KQ_SIDE == 4u && run->plain != 0 && place->cols == KQ_SIDE) {
+        const uint32_t step = conv->window.c_out;
+        const uint32_t row_bytes = conv->window.w_out * step;
+        int8_t *at = place->to + channel;
+        for (left = place->rows; left != 0; --left) {
+            int8_t *const far = at + 2u * step;
             const uint32_t acc0 = totals[0] * factor + bias;
             const uint32_t acc1 = totals[1] * factor + bias;
             const uint32_t acc2 = totals[KQ_SIDE - 2u] * factor + bias;
             const uint32_t acc3 = totals[KQ_SIDE - 1u] * factor + bias;
-            row[0] = (int8_t)kq_int8(kq_shift_down(kq_times_high(acc0, multiplier, rounding), shift));
-            row[step] = (int8_t)kq_int8(kq_shift_down(kq_times_high(acc1, multiplier, rounding), shift));
+            at[0] = (int8_t)kq_int8(kq_shift_down(kq_times_high(acc0, multiplier, rounding), shift));
+            at[step] = (int8_t)kq_int8(kq_shift_down(kq_times_high(acc1, multiplier, rounding), shift));
             far[0] = (int8_t)kq_int8(kq_shift_down(kq_times_high(acc2, multiplier, rounding), shift));
             far[step] = (int8_t)kq_int8(kq_shift_down(kq_times_high(acc3, multiplier, rounding), shift));
-        } else {
-            for (x = 0; x < cols; ++x) {
-                const uint32_t acc = totals[x] * factor + bias;
-                const int32_t scaled = kq_shift_down(kq_times_high(acc, multiplier, rounding), shift);
-                *at = (int8_t)kq_summed(sum, kq_clamped(scaled, requant->lo, requant->hi), *at);
-                at += step;
-            }
+            totals += KQ_SIDE;
+            at += row_bytes;
         }
-        totals += KQ_SIDE;
-        row += row_bytes;
-    } while (totals != end);
+    } else {
+        uint32_t *total = totals;
+        for (left = KQ_SIDE * KQ_SIDE; left != 0; --left) {
+            const uint32_t acc = *total * factor + bias;
+            int32_t result = kq_int8(kq_shift_down(kq_times_high(acc, multiplier, rounding), shift));
+            if (run->bounded != 0) {
+                result = kq_clamped(result, requant->lo, requant->hi);
+            }
+            *total++ = (uint32_t)result;
+        }
+        kq_store_values(run, totals, channel, place);
+    }
 }
 
-/* Transforms one kernel of two channels, taps[9], and stores the value of each position `step` words after the one before. */
-static void transform_kernel(const uint32_t *taps, uint32_t *to, uint32_t step);
+/* Transforms one kernel of two channels and stores the value of each position `step` words after the one before. */
+static void transform_kernel(const kq_kernel *low, const kq_kernel *high, uint32_t *to, uint32_t step);
 
 /* Transforms `count` columns of a patch of four channels: KQ_PATCH words in a column, row_bytes apart, columns `column_bytes` apart. Channels
  * 0 and 2 go to columns[row * KQ_PATCH + column], channels 1 and 3 KQ_POSITIONS words further.
@@ -325,44 +385,36 @@ KQGEN_CODE static KQ_NOINLINE void kq_transform_patch(const kq_winograd *run, kq
     }
 }
 
-/* Transforms the kernels of output channels first..first+channels-1 into run->kernels. */
+/* Transforms the kernels of output channels first..first+channels-1 into run->kernels, a group of 2 or 4 at a time. */
 KQGEN_CODE static KQ_NOINLINE void kq_transform_kernels(const kq_winograd *run, uint32_t first, uint32_t channels)
 {
-    const kq_conv2d_kq *conv = run->conv;
-    const uint32_t c_in = conv->window.c_in;
-    const uint32_t c_out = conv->window.c_out;
+    const uint32_t c_in = run->conv->window.c_in;
     const uint32_t group = run->kernel_group;
-    uint32_t word;
-    for (word = 0; word < run->words; ++word) {
-        const uint32_t low = ((word >> 1) << 2) + (word & 1u);
-        const uint32_t high = low + 2u;
-        const uint32_t low_entry = low < c_in ? low * c_out + first : first;
-        const uint32_t high_entry = high < c_in ? high * c_out + first : first;
-        kq_bit_reader low_indices = kq_bits_at(conv->indices, low_entry, conv->index_bits);
-        kq_bit_reader high_indices = kq_bits_at(conv->indices, high_entry, conv->index_bits);
-        uint32_t *to = run->kernels + word * group;
-        uint32_t k;
-        for (k = 0; k < channels; ++k) {
-            int8_t low_buffer[KQ_TAPS], high_buffer[KQ_TAPS];
-            uint32_t taps[KQ_TAPS];
-            kq_signed_kernel a = kq_next_kernel(run, &low_indices, 1u, low_buffer);
-            kq_signed_kernel b = kq_next_kernel(run, &high_indices, 0x10000u, high_buffer);
-            uint32_t t;
-            if (low >= c_in) {
-                a.factor = 0;
+    const uint32_t step = run->words * group;
+    uint32_t *to = run->kernels;
+    uint32_t left;
+    for (left = channels; left != 0;) {
+        const uint32_t count = left < group ? left : group;
+        uint32_t word;
+        for (word = 0; word < run->words; ++word) {
+            const uint32_t channel = ((word >> 1) << 2) + (word & 1u);
+            const uint32_t low_lane = channel < c_in ? 1u : 0;
+            const uint32_t high_lane = channel + 2u < c_in ? 0x10000u : 0;
+            uint16_t indices[8];
+            uint32_t k;
+            kq_read_indices(run->conv, low_lane != 0 ? channel : 0, first, count, indices);
+            kq_read_indices(run->conv, high_lane != 0 ? channel + 2u : 0, first, count, indices + 4);
+            for (k = 0; k < count; ++k) {
+                int8_t low_buffer[KQ_TAPS], high_buffer[KQ_TAPS];
+                const kq_kernel low = kq_kernel_of(run, indices[k], low_lane, low_buffer);
+                const kq_kernel high = kq_kernel_of(run, indices[k + 4u], high_lane, high_buffer);
+                transform_kernel(&low, &high, to + k, step);
             }
-            if (high >= c_in) {
-                b.factor = 0;
-            }
-            for (t = 0; t < KQ_TAPS; ++t) {
-                taps[t] = (uint32_t)a.values[t] * a.factor + (uint32_t)b.values[t] * b.factor;
-            }
-            transform_kernel(taps, to, run->words * group);
-            ++to;
-            if (((k + 1u) & (group - 1u)) == 0) {
-                to += (KQ_POSITIONS * run->words - 1u) * group;
-            }
+            to += group;
         }
+        to += (KQ_POSITIONS - 1u) * step;
+        first += count;
+        left -= count;
     }
 }
 
@@ -440,6 +492,10 @@ KQGEN_CODE static void kq_winograd_run(const kq_conv2d_kq *conv, const int8_t *i
     uint32_t first = 0, at = 0;
     kq_pixel start = {0, 0}, next = {0, 0};
     uint32_t kernels_first = c_out, patches_at = tiles;
+    const kq_requant *requant = &conv->requant;
+    const kq_add *sum = requant->sum;
+    run.bounded = requant->lo > -128 || requant->hi < 127 || (sum != NULL && (sum->lo > -128 || sum->hi < 127));
+    run.plain = run.bounded == 0 && sum == NULL;
     run.conv = conv;
     run.input = input;
     run.output = output;
@@ -450,10 +506,12 @@ KQGEN_CODE static void kq_winograd_run(const kq_conv2d_kq *conv, const int8_t *i
     run.patches = run.kernels + KQ_POSITIONS * run.words * tile;
     run.sums = run.patches + KQ_POSITIONS * run.words * strip;
     run.book = NULL;
+    run.direct = 0;
     run.aligned = (window->c_in & 3u) == 0 && (KQ_ANY_ADDRESS || ((uintptr_t)input & 3u) == 0);
     if (conv->strip != strip) {
         const uint32_t codewords = (uint32_t)conv->codewords * conv->stages;
         uint32_t i;
+        run.direct = conv->stages != 2u;
         run.book = (int8_t *)(run.sums + KQ_POSITIONS * 8u);
         for (i = 0; i < codewords; ++i) {
             kq_read_codeword(conv->codebook, i, run.book + i * KQ_TAPS);
