@@ -99,7 +99,7 @@ def scratch_bytes(shape: ConvShape, tile: int, strip: int) -> int:
     if shape.kind == "uniform":
         return size
     stages = 2 if shape.kind == "additive" else 1
-    return size + 2 * round4(shape.n) + (round4(stages * shape.codewords * shape.n) if strip else 0)
+    return size + 3 * round4(shape.n) + (stages * round4(shape.codewords * shape.n) if strip else 0)
 
 
 def _cycles(shape: ConvShape, prices: Prices, tile: int, strip: int) -> float:

@@ -596,6 +596,11 @@ KQGEN_CODE static KQ_NOINLINE uint32_t next_weights(kq_bit_reader *reader, uint3
         quad = (packed & 0xFu) | (packed & 0xF0u) << 4 | (packed & 0xF00u) << 8 | (packed & 0xF000u) << 12;
         return kq_signed_quad(quad, 4u);
     }
+    if (bits == 6u && count == 4u && reader->held_bits == 0) {
+        quad = kq_quad_of_6_bits(reader->next);
+        reader->next += 3;
+        return quad;
+    }
     for (at = 0; at < count << 3; at += 8u) {
         quad |= ((uint32_t)kq_sign_extend(kq_bits_next(reader, bits), bits) & 0xFFu) << at;
     }
@@ -662,50 +667,57 @@ KQGEN_CODE static void dsp_uniform(const kq_conv2d *conv, const int8_t *input, i
 /* How the kernels of a layer are read. */
 typedef struct {
     const kq_conv2d_kq *conv;
-    const int8_t *book; /* the codebook as bytes, or NULL: codewords are read where they are used */
-    int8_t *own;        /* room for two kernels */
+    const int8_t *book;        /* the codewords that indices can name as bytes, or NULL: they are unpacked where they are used */
+    const int8_t *second_book; /* those of the second stage, or NULL */
+    int8_t *own;               /* room for two kernels */
+    int8_t *addend;            /* and for a codeword */
     uint32_t n;
     uint32_t code_bits;
 } dsp_kernels;
 
-/* Writes codeword number `codeword` as bytes, or adds it to those there. */
-KQGEN_CODE static KQ_NOINLINE void read_codeword(const dsp_kernels *kernels, uint32_t codeword, int8_t *to, int32_t keep)
+/* Unpacks the codebook's `count` values from number `entry` on, and zeros up to a whole quad. */
+KQGEN_CODE static KQ_NOINLINE void unpack_values(const uint8_t *codebook, uint32_t entry, uint32_t count, int8_t *to)
 {
-    const uint32_t n = kernels->n;
-    kq_bit_reader reader = kq_bits_at(kernels->conv->codebook, codeword * n, DSP_CODEBOOK_BITS);
-    uint32_t t;
-    for (t = 0; t < n; ++t) {
-        const int32_t value = kq_sign_extend(kq_bits_next(&reader, DSP_CODEBOOK_BITS), DSP_CODEBOOK_BITS);
-        to[t] = (int8_t)(value + (to[t] & keep));
+    uint32_t *quads = (uint32_t *)(void *)to;
+    kq_bit_reader reader = kq_bits_at(codebook, entry, DSP_CODEBOOK_BITS);
+    while (count >= 4u) {
+        *quads = next_weights(&reader, DSP_CODEBOOK_BITS, 4);
+        ++quads;
+        count -= 4u;
+    }
+    if (count != 0) {
+        *quads = next_weights(&reader, DSP_CODEBOOK_BITS, count);
     }
 }
 
-/* The kernel that an index names, its sign left out, as bytes: where the codebook holds it, or in `own`. */
+/* The codeword that is `code` of a stage, whose first stands in the codebook as number `start`, as bytes: where the book holds it, or in `own`. */
+KQGEN_CODE static const int8_t *codeword_bytes(const dsp_kernels *kernels, const int8_t *book, uint32_t start, uint32_t code, int8_t *own)
+{
+    const uint32_t n = kernels->n;
+    if (book != NULL) {
+        return book + code * n;
+    }
+    unpack_values(kernels->conv->codebook, (start + code) * n, n, own);
+    return own;
+}
+
+/* The kernel that an index names, its sign left out, as bytes: where the book holds it, or in `own`. */
 KQGEN_CODE static KQ_NOINLINE const int8_t *kernel_bytes(const dsp_kernels *kernels, uint32_t index, int8_t *own)
 {
     const kq_conv2d_kq *conv = kernels->conv;
-    const uint32_t n = kernels->n;
-    const uint32_t code = index & (((uint32_t)1 << kernels->code_bits) - 1u);
     const uint32_t stage_bits = kernels->code_bits >> (conv->stages - 1u);
-    const uint32_t first = code & (((uint32_t)1 << stage_bits) - 1u);
-    const uint32_t second = conv->codewords + (code >> stage_bits);
-    if (kernels->book != NULL) {
-        const int8_t *low = kernels->book + first * n;
-        const int8_t *high = kernels->book + second * n;
+    const uint32_t stage_mask = ((uint32_t)1 << stage_bits) - 1u;
+    const int8_t *first = codeword_bytes(kernels, kernels->book, 0, index & stage_mask, own);
+    if (conv->stages == 2u) {
+        const int8_t *second =
+            codeword_bytes(kernels, kernels->second_book, conv->codewords, (index >> stage_bits) & stage_mask, kernels->addend);
         uint32_t t;
-        if (conv->stages != 2u) {
-            return low;
-        }
-        for (t = 0; t < n; ++t) {
-            own[t] = (int8_t)(low[t] + high[t]);
+        for (t = 0; t < kernels->n; ++t) {
+            own[t] = (int8_t)(first[t] + second[t]);
         }
         return own;
     }
-    read_codeword(kernels, first, own, 0);
-    if (conv->stages == 2u) {
-        read_codeword(kernels, second, own, -1);
-    }
-    return own;
+    return first;
 }
 
 /* Widens two kernels of one output channel, of input channels two apart in a quad: their words of tap after tap lie `step` apart. Flips: all
@@ -837,23 +849,6 @@ KQGEN_CODE static KQ_NOINLINE void widen_single_kernels(
     }
 }
 
-/* The codebook's `count` values as bytes. */
-KQGEN_CODE static void unpack_codebook(const uint8_t *codebook, int8_t *book, uint32_t count)
-{
-    uint32_t *to = (uint32_t *)(void *)book;
-    kq_bit_reader rest;
-    uint32_t i;
-    for (i = 0; i + 4u <= count; i += 4u) {
-        *to = kq_quad_of_6_bits(codebook);
-        ++to;
-        codebook += 3;
-    }
-    rest = kq_bits_at(codebook, 0, DSP_CODEBOOK_BITS);
-    for (; i < count; ++i) {
-        book[i] = (int8_t)kq_sign_extend(kq_bits_next(&rest, DSP_CODEBOOK_BITS), DSP_CODEBOOK_BITS);
-    }
-}
-
 /* Indexed kernels (SPEC 6.5); scratch as SPEC 6.4. window.tile: output channels, at least 1; strip: 1 where the codebook is unpacked first. */
 KQGEN_CODE static void dsp_indexed(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch)
 {
@@ -869,16 +864,25 @@ KQGEN_CODE static void dsp_indexed(const kq_conv2d_kq *conv, const int8_t *input
     layer.requant = &conv->requant;
     layer.input = input;
     layer.output = output;
-    lay_out(&layer, conv->pad_values, conv->pad_value, own + 2u * round_up(n));
     kernels.conv = conv;
     kernels.book = NULL;
+    kernels.second_book = NULL;
+    kernels.own = own;
+    kernels.addend = own + 2u * round_up(n);
     kernels.n = n;
     kernels.code_bits = (uint32_t)conv->index_bits - conv->sign;
-    kernels.own = own;
+    lay_out(&layer, conv->pad_values, conv->pad_value, kernels.addend + round_up(n));
     if (conv->strip != 0) {
+        const uint32_t named = (uint32_t)1 << (kernels.code_bits >> (conv->stages - 1u));
+        const uint32_t values = (named < conv->codewords ? named : conv->codewords) * n;
         int8_t *book = (int8_t *)(layer.groups + (round_up(tile) >> 2) * layer.group_words);
-        unpack_codebook(conv->codebook, book, n * conv->codewords * conv->stages);
+        int8_t *second_book = book + round_up(values);
+        unpack_values(conv->codebook, 0, values, book);
         kernels.book = book;
+        if (conv->stages == 2u) {
+            unpack_values(conv->codebook, conv->codewords * n, values, second_book);
+            kernels.second_book = second_book;
+        }
     }
     for (first = 0; first < c_out; first += tile) {
         const uint32_t channels = c_out - first < tile ? c_out - first : tile;
