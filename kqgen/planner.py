@@ -72,12 +72,16 @@ def _forms(graph: IntGraph, planning: Planning) -> dict[str, Form]:
     """The forms asked for, by node name."""
     names = {label: node.name for label, node in zip(layer_labels(graph), graph.nodes, strict=True)}
     names |= {node.name: node.name for node in graph.nodes}
+    given: list[str] = []
     for layer, _ in planning.forms:
+        if names.get(layer) in given:
+            raise InputError(f"--form is given twice for layer {layer}", wanted="one form a layer", do="leave one of them out")
         if layer not in names:
             raise InputError(
                 f"there is no layer {layer}", found=f"--form {layer}=...", wanted="one of " + ", ".join(layer_labels(graph)),
                 do="name a layer as kqgen bench does",
             )  # fmt: skip
+        given.append(names[layer])
     return {names[layer]: form for layer, form in planning.forms}
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from kqgen import forms
 from kqgen.board import CORES, Core
+from kqgen.compare import layer_labels
 from kqgen.conv_shape import Candidate, ConvShape, conv_shape
 from kqgen.errors import InputError
 from kqgen.intgraph import IntConv2d, IntGraph, IntNode
@@ -32,26 +33,32 @@ def choices(graph: IntGraph, core: Core, asked: Mapping[str, Form]) -> tuple[Cho
     Raises:
         InputError: a form given does not suit its layer or this core.
     """
-    return tuple(_choice(graph, node, core, asked.get(node.name)) for node in graph.nodes)
+    labels = layer_labels(graph)
+    return tuple(_choice(graph, node, core, asked.get(node.name), label) for node, label in zip(graph.nodes, labels, strict=True))
 
 
-def _choice(graph: IntGraph, node: IntNode, core: Core, asked: Form | None) -> Choice:
+def _choice(graph: IntGraph, node: IntNode, core: Core, asked: Form | None, label: str) -> Choice:
     if not isinstance(node, IntConv2d):
+        if asked is not None:
+            raise InputError(
+                f"layer {label} has no weights, so no form to choose", found=f"--form {label}={asked}", wanted="a layer with weights",
+                do="leave this --form out",
+            )  # fmt: skip
         return Choice(node, ())
     shape = conv_shape(graph, node, input_aligned=True)
     found = forms.candidates(shape, core, asked)
     if not found:
-        raise _unsuited(node, shape, core, asked)
+        raise _unsuited(label, shape, core, asked)
     return Choice(node, found)
 
 
-def _unsuited(node: IntConv2d, shape: ConvShape, core: Core, asked: Form | None) -> InputError:
+def _unsuited(label: str, shape: ConvShape, core: Core, asked: Form | None) -> InputError:
     suited = sorted({each.form for each in forms.candidates(shape, core)})
     return InputError(
-        f"layer {node.name} cannot run in form {asked} on a {core.title}",
+        f"layer {label} cannot run in form {asked} on a {core.title}",
         found=f"{shape.kernel[0]}x{shape.kernel[1]} stride {shape.stride[0]}, {shape.kind} weights",
         wanted=" or ".join(suited),
-        do=f"--form {node.name}={suited[0]}, or leave the choice to kqgen",
+        do=f"--form {label}={suited[0]}, or leave the choice to kqgen",
     )
 
 
