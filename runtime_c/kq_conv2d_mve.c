@@ -117,43 +117,70 @@ KQGEN_CODE static KQ_INLINE uint16x8_t eight_indices(const uint8_t *table, uint3
     return vandq_u16(both, vdupq_n_u16((uint16_t)(((uint32_t)1 << bits) - 1u)));
 }
 
-/* Expands the kernels of eight output channels for input channel i from entry `entry` of the indices on, `left` of them; weights of the
- * others become those of codeword 0. `to` is where the weights of the first begin. Offsets fit 16 bits, as arrange_kernels has checked.
+/* Expands the kernels of eight output channels from number `first` on, `left` of them, for all input channels; weights of the others become
+ * those of codeword 0. `to` is where the weights of the first begin. Offsets fit 16 bits, as arrange_kernels has checked.
  */
-KQGEN_CODE static KQ_NOINLINE void arrange_eight(const kernel_source *source, uint32_t entry, uint32_t left, uint32_t i, int8_t *to)
+KQGEN_CODE static KQ_NOINLINE void arrange_eight(const kernel_source *source, uint32_t first, uint32_t left, int8_t *to)
 {
     const kq_conv2d_kq *conv = source->conv;
-    const kq_window *window = &conv->window;
+    const uint32_t bits = conv->index_bits;
+    const uint32_t c_in = conv->window.c_in;
+    const uint32_t c_out = conv->window.c_out;
+    const uint32_t k_h = conv->window.k_h;
+    const uint32_t k_w = conv->window.k_w;
+    const uint32_t step = k_h * c_in;
+    const uint16_t n = (uint16_t)source->n;
+    const uint16_t pair_bytes = (uint16_t)(source->tile->steps * KQ_MVE_BYTES);
+    const int32_t to_second = -(int32_t)source->stage_bits;
+    const int32_t to_sign = -(int32_t)source->code_bits;
     const uint16x8_t lane = vidupq_n_u16(0, 1);
     const uint16x8_t odd = vandq_u16(lane, vdupq_n_u16(1));
-    const uint16x8_t channel = vaddq_u16(vmulq_n_u16(vsubq_u16(lane, odd), (uint16_t)(source->tile->steps * KQ_MVE_BYTES)), vshlq_n_u16(odd, 4));
-    const uint16x8_t index = eight_indices(conv->indices, entry, conv->index_bits, left);
+    const uint16x8_t channel = vaddq_u16(vmulq_n_u16(vsubq_u16(lane, odd), pair_bytes), vshlq_n_u16(odd, 4));
     const uint16x8_t mask = vdupq_n_u16((uint16_t)(((uint32_t)1 << source->stage_bits) - 1u));
-    const uint16x8_t negative = vshlq_r_u16(index, -(int32_t)source->code_bits);
-    const int16x8_t sign = vsubq_s16(vdupq_n_s16(1), vreinterpretq_s16_u16(vshlq_n_u16(negative, 1)));
-    const uint16x8_t a = vmulq_n_u16(vandq_u16(index, mask), (uint16_t)source->n);
-    const uint16x8_t b = vmulq_n_u16(vandq_u16(vshlq_r_u16(index, -(int32_t)source->stage_bits), mask), (uint16_t)source->n);
-    const uint32_t step = window->k_h * (uint32_t)window->c_in;
-    const int8_t *book = source->book;
-    uint32_t row;
-    for (row = 0; row < window->k_h; ++row) {
-        uint32_t j = row * window->c_in + i;
-        uint32_t column;
+    uint32_t entry = first;
+    uint32_t i;
+    for (i = 0; i < c_in; ++i) {
+        const uint16x8_t index = eight_indices(conv->indices, entry, bits, left);
+        const uint16x8_t a = vmulq_n_u16(vandq_u16(index, mask), n);
+        const int16x8_t negative = vreinterpretq_s16_u16(vshlq_n_u16(vshlq_r_u16(index, to_sign), 1));
+        const int16x8_t sign = vaddq_n_s16(vnegq_s16(negative), 1);
+        const int8_t *book = source->book;
+        uint32_t row_place = i;
+        uint32_t rows = k_h;
         if (source->additive) {
-            for (column = 0; column < window->k_w; ++column) {
-                const int16x8_t second = vldrbq_gather_offset_s16(book + source->stage_bytes, b);
-                const int16x8_t value = vaddq_s16(vldrbq_gather_offset_s16(book, a), second);
-                vstrbq_scatter_offset_s16(to + kq_mve_place(j), channel, vmulq_s16(value, sign));
-                ++book;
-                j += step;
-            }
+            const uint16x8_t b = vmulq_n_u16(vandq_u16(vshlq_r_u16(index, to_second), mask), n);
+            const int8_t *second = book + source->stage_bytes;
+            do {
+                uint32_t j = row_place;
+                uint32_t columns = k_w;
+                do {
+                    int8_t *place = to + kq_mve_place(j);
+                    const int16x8_t value = vaddq_s16(vldrbq_gather_offset_s16(book, a), vldrbq_gather_offset_s16(second, b));
+                    vstrbq_scatter_offset_s16(place, channel, vmulq_s16(value, sign));
+                    ++book;
+                    ++second;
+                    j += step;
+                    --columns;
+                } while (columns != 0);
+                row_place += c_in;
+                --rows;
+            } while (rows != 0);
         } else {
-            for (column = 0; column < window->k_w; ++column) {
-                vstrbq_scatter_offset_s16(to + kq_mve_place(j), channel, vmulq_s16(vldrbq_gather_offset_s16(book, a), sign));
-                ++book;
-                j += step;
-            }
+            do {
+                uint32_t j = row_place;
+                uint32_t columns = k_w;
+                do {
+                    int8_t *place = to + kq_mve_place(j);
+                    vstrbq_scatter_offset_s16(place, channel, vmulq_s16(vldrbq_gather_offset_s16(book, a), sign));
+                    ++book;
+                    j += step;
+                    --columns;
+                } while (columns != 0);
+                row_place += c_in;
+                --rows;
+            } while (rows != 0);
         }
+        entry += c_out;
     }
 }
 
@@ -164,28 +191,22 @@ KQGEN_CODE static void arrange_kernels(const kernel_source *source, uint32_t fir
 {
     const kq_conv2d_kq *conv = source->conv;
     const kq_mve_tile *tile = source->tile;
-    const uint32_t c_out = conv->window.c_out;
-    uint32_t entry = first;
     uint32_t i;
 #if KQ_MVE
-    const int by_eight = source->stage_bytes <= 0xFFFFu && 8u * KQ_MVE_BYTES * tile->steps <= 0xFFFFu;
-#else
-    const int by_eight = 0;
+    if (source->stage_bytes <= 0xFFFFu && 8u * KQ_MVE_BYTES * tile->steps <= 0xFFFFu) {
+        uint32_t o;
+        for (o = 0; o < channels; o += 8u) {
+            arrange_eight(source, first + o, channels - o, tile->weights + o * KQ_MVE_BYTES * tile->steps);
+        }
+        return;
+    }
 #endif
     for (i = 0; i < conv->window.c_in; ++i) {
-        uint32_t o = 0;
-#if KQ_MVE
-        for (; by_eight && o < channels; o += 8u) {
-            arrange_eight(source, entry + o, channels - o, i, tile->weights + o * KQ_MVE_BYTES * tile->steps);
+        kq_bit_reader reader = kq_bits_at(conv->indices, i * conv->window.c_out + first, conv->index_bits);
+        uint32_t o;
+        for (o = 0; o < channels; ++o) {
+            arrange_kernel(source, kq_bits_next(&reader, conv->index_bits), i, tile->weights + kq_mve_channel(tile, o));
         }
-#endif
-        if (!by_eight) {
-            kq_bit_reader reader = kq_bits_at(conv->indices, entry, conv->index_bits);
-            for (; o < channels; ++o) {
-                arrange_kernel(source, kq_bits_next(&reader, conv->index_bits), i, tile->weights + kq_mve_channel(tile, o));
-            }
-        }
-        entry += c_out;
     }
 }
 

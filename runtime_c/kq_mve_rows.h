@@ -127,7 +127,7 @@ KQGEN_CODE static void kq_mve_fill_params(const kq_mve_tile *tile, uint32_t firs
         "bne 1b\n" \
         : [acc00] "=&r"(acc00), [acc01] "=&r"(acc01), [acc10] "=&r"(acc10), [acc11] "=&r"(acc11), [x0] "+&r"(first), \
           [x1] "+&r"(second), [weights] "+&r"(weights), [params] "+&r"(params), [to] "+&r"(place), [pairs] "+&r"(count) \
-        : [steps] "r"(steps), [constants] "r"(places) \
+        : [steps] "r"(steps), [constants] "r"(constants) \
         : "q0", "q1", "q2", "q3", "q4", "lr", "cc", "memory")
 
 /* A row of output pixels by `channels` channels (an even number, or one): columns begin at x, weights and parameters at those of channel
@@ -139,39 +139,42 @@ KQGEN_CODE static KQ_NOINLINE void kq_mve_row(const kq_mve_tile *tile, const int
     const uint32_t pixel_bytes = window->stride_w * window->k_h * (uint32_t)window->c_in;
     const int general = tile->requant->sum != NULL || tile->requant->acc_shift != 0;
     const int32_t next = channels > 1u;
-    const uint32_t steps = tile->steps;
+    const uint32_t pairs = (channels + 1u) >> 1;
+    const uint32_t step_out = 2u * window->c_out;
+    const int8_t *own_weights = tile->weights + from * KQ_MVE_BYTES * tile->steps;
+    const int32_t *own_params = tile->params + (from >> 1) * KQ_MVE_PARAMS;
     int32_t *places = tile->constants;
     uint32_t left = window->w_out;
     places[0] = 0;
     places[1] = next;
-    places[2] = window->c_out;
-    places[3] = window->c_out + next;
+    places[2] = left > 1u ? window->c_out : 0;
+    places[3] = places[2] + next;
     while (left != 0) {
-        const int8_t *first = x;
-        const int8_t *second = x + pixel_bytes;
-        const int8_t *weights = tile->weights + from * KQ_MVE_BYTES * tile->steps;
-        const int32_t *params = tile->params + (from >> 1) * KQ_MVE_PARAMS;
-        int8_t *place = to;
-        uint32_t count = (channels + 1u) >> 1;
-        /* VMLADAVA accumulates in even registers alone. */
+        /* VMLADAVA accumulates in even registers alone; the others are named too, since nearly all are taken. */
         register int32_t acc00 __asm__("r0");
         register int32_t acc01 __asm__("r2");
         register int32_t acc10 __asm__("r4");
         register int32_t acc11 __asm__("r6");
-        if (left == 1u) {
-            second = first;
-            places[2] = 0;
-            places[3] = next;
-            ++left;
-        }
+        register const int8_t *first __asm__("r1") = x;
+        register const int8_t *second __asm__("r3") = left > 1u ? x + pixel_bytes : x;
+        register const int8_t *weights __asm__("r5") = own_weights;
+        register const int32_t *params __asm__("r8") = own_params;
+        register int8_t *place __asm__("r10") = to;
+        register uint32_t count __asm__("r12") = pairs;
+        register uint32_t steps __asm__("r11") = tile->steps;
+        register int32_t *constants __asm__("r9") = tile->constants;
         if (general) {
             KQ_MVE_GROUPS(KQ_MVE_SHIFT_UP, KQ_MVE_SUM);
         } else {
             KQ_MVE_GROUPS("", "");
         }
         x += 2u * pixel_bytes;
-        to += 2u * window->c_out;
-        left -= 2u;
+        to += step_out;
+        left = left > 1u ? left - 2u : 0;
+        if (left == 1u) {
+            places[2] = 0;
+            places[3] = next;
+        }
     }
 }
 
