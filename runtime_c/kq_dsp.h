@@ -90,10 +90,9 @@ static KQ_INLINE uint32_t kq_signed_quad(uint32_t quad, uint32_t bits)
     return (((quad ^ half) | 0x80808080u) - half) ^ 0x80808080u;
 }
 
-/* Four 6-bit numbers from three bytes, the first in the lowest bits. */
-static KQ_INLINE uint32_t kq_quad_of_6_bits(const uint8_t *from)
+/* Four 6-bit numbers from the low 24 bits of `packed`, the first in the lowest. */
+static KQ_INLINE uint32_t kq_quad_of_6_bits(uint32_t packed)
 {
-    const uint32_t packed = from[0] | (uint32_t)from[1] << 8 | (uint32_t)from[2] << 16;
     const uint32_t spread = (packed & 0x3Fu) | (packed & 0xFC0u) << 2 | (packed & 0x3F000u) << 4 | (packed & 0xFC0000u) << 6;
     return kq_signed_quad(spread, 6u);
 }

@@ -596,11 +596,6 @@ KQGEN_CODE static KQ_NOINLINE uint32_t next_weights(kq_bit_reader *reader, uint3
         quad = (packed & 0xFu) | (packed & 0xF0u) << 4 | (packed & 0xF00u) << 8 | (packed & 0xF000u) << 12;
         return kq_signed_quad(quad, 4u);
     }
-    if (bits == 6u && count == 4u && reader->held_bits == 0) {
-        quad = kq_quad_of_6_bits(reader->next);
-        reader->next += 3;
-        return quad;
-    }
     for (at = 0; at < count << 3; at += 8u) {
         quad |= ((uint32_t)kq_sign_extend(kq_bits_next(reader, bits), bits) & 0xFFu) << at;
     }
@@ -680,6 +675,15 @@ KQGEN_CODE static KQ_NOINLINE void unpack_values(const uint8_t *codebook, uint32
 {
     uint32_t *quads = (uint32_t *)(void *)to;
     kq_bit_reader reader = kq_bits_at(codebook, entry, DSP_CODEBOOK_BITS);
+    if (reader.held_bits == 0) {
+        /* Behind three bytes of four values the next one has its byte, so that a whole word can be read. */
+        while (count > 4u) {
+            *quads = kq_quad_of_6_bits(kq_quad_at((const int8_t *)reader.next));
+            ++quads;
+            reader.next += 3;
+            count -= 4u;
+        }
+    }
     while (count >= 4u) {
         *quads = next_weights(&reader, DSP_CODEBOOK_BITS, 4);
         ++quads;
