@@ -10,7 +10,7 @@ PIXELS = 8
 STRIPS = (1, 2, 4, 6, 8)
 """Input channels whose tables are held at once."""
 
-GROUP = 16
+GROUP = 32
 """Output channels that have lists at a time."""
 
 
@@ -22,7 +22,7 @@ def candidates(shape: ConvShape, core: str) -> tuple[Candidate, ...]:
 
 def scratch_bytes(shape: ConvShape, strip: int) -> int:
     """SPEC 6.4."""
-    lists = max(4 * (GROUP * (strip + 2) + 2), 16 * (shape.n + 1))
+    lists = max(4 * (GROUP * (strip + 1) + 2), 16 * (shape.n + 1))
     # A codeword of 3x3 values takes five words where windows slide, on cores with DSP instructions; elsewhere the room is kept.
     kernels = 20 * shape.codewords if shape.kernel == (3, 3) else round4(shape.codewords * shape.n)
     return 4 * PIXELS * shape.c_out + 16 * _rows(shape) * strip + lists + 4 * PIXELS * shape.n + kernels

@@ -13,11 +13,11 @@
 typedef struct {
     uint32_t *accumulators; /* [c_out][8] */
     uint32_t *tables;       /* [strip][rows][4] */
-    uint32_t *lists;        /* of up to 16 output channels; before that the window: [10][2], or packed taps [pair][n + 1] */
+    uint32_t *lists;        /* of up to 32 output channels; before that the window: [10][2], or packed taps [pair][n + 1] */
     uint32_t *offsets;      /* [pair][n][2]: of a tap's first channel in the input, or PADDED */
     uint8_t *kernels;       /* [codewords][n] values plus 32, or [codewords][5] words where windows slide; room for either */
     uint32_t rows;          /* entries of a table: one for each index there may be */
-    uint32_t slides;        /* 3x3 windows of stride 1, the eight pixels side by side in a row */
+    uint32_t slides;        /* 3x3 windows of stride 1, the eight pixels side by side in a row, at most the outer two columns padded */
 } reuse_scratch;
 
 /* Where the parts lie. */
@@ -26,11 +26,12 @@ KQGEN_CODE static reuse_scratch split_scratch(const kq_conv2d_kq *conv, uint32_t
     reuse_scratch parts;
     const kq_window *window = &conv->window;
     const uint32_t strip = conv->strip;
-    const uint32_t listed = KQ_REUSE_GROUP * (strip + KQ_REUSE_EXTRA) + KQ_REUSE_EXTRA;
+    const uint32_t listed = KQ_REUSE_GROUP * (strip + KQ_REUSE_EXTRA) + KQ_REUSE_CLOSE;
     const uint32_t packed = KQ_REUSE_PAIRS * (n + 1u);
     const uint32_t negated = conv->sign != 0 ? (uint32_t)1 << (conv->index_bits - 1u) : 0;
     parts.rows = negated + conv->codewords;
-    parts.slides = KQ_REUSE_SLIDES && window->k_h == 3 && window->k_w == 3 && window->stride_w == 1 && (window->w_out & (KQ_REUSE_PIXELS - 1u)) == 0;
+    parts.slides = KQ_REUSE_SLIDES && window->k_h == 3 && window->k_w == 3 && window->stride_w == 1
+        && (window->w_out & (KQ_REUSE_PIXELS - 1u)) == 0 && window->pad_left <= 1 && window->w_out < window->w_in + window->pad_left;
     parts.accumulators = scratch;
     parts.tables = parts.accumulators + (uint32_t)window->c_out * KQ_REUSE_PIXELS;
     parts.lists = parts.tables + strip * parts.rows * KQ_REUSE_ENTRY;
@@ -214,77 +215,110 @@ KQGEN_CODE static inline uint32_t word_at(const uint8_t *from)
 #endif
 }
 
-/* Sixteen entries' places in lists from sixteen 6-bit indices at `from`: `place` plus 16 bytes times the index, every `span` words.
- * Two indices at a time stand 12 bits apart once masked.
+/* Four entries' places in lists, `span` words apart: `place` plus 16 bytes times a 6-bit index. The first index stands in bits 4..9 of `even`,
+ * the third in bits 16..21; the second and fourth so in `odd`; other bits count for nothing.
  */
-KQGEN_CODE static KQ_NOINLINE void place_16_of_6_bits(const uint8_t *from, uint32_t place, uint32_t *to, uint32_t span)
+KQGEN_CODE static KQ_INLINE void place_four(uint32_t even, uint32_t odd, uint32_t mask, uint32_t place, uint32_t *to, uint32_t span)
 {
-    const uint32_t mask = 0x003F03F0u;
-    const uint32_t word0 = word_at(from);
-    const uint32_t word1 = word_at(from + 4);
-    const uint32_t word2 = word_at(from + 8);
-    uint32_t four = word0;
-    uint32_t left = 4;
-    do {
-        const uint32_t even = (four << 4) & mask;
-        const uint32_t odd = (four >> 2) & mask;
-        *to = place + (even & 0xFFFFu);
-        to += span;
-        *to = place + (odd & 0xFFFFu);
-        to += span;
-        *to = place + (even >> 12);
-        to += span;
-        *to = place + (odd >> 12);
-        to += span;
-        --left;
-        four = left == 3u ? (word0 >> 24 | word1 << 8) : left == 2u ? (word1 >> 16 | word2 << 16) : word2 >> 8;
-    } while (left != 0);
+    const uint32_t first = kq_opaque(even & mask);
+    const uint32_t second = kq_opaque(odd & mask);
+    to[0] = place + (first & 0xFFFFu);
+    to[span] = place + (second & 0xFFFFu);
+    to[2u * span] = place + (first >> 12);
+    to[3u * span] = place + (second >> 12);
 }
 
-/* Lists of `channels` output channels from `first` on: entries of `entries` input channels from `channel` on. */
+/* Sixteen entries' places in lists, `span` words apart, from sixteen 6-bit indices at `from`. */
+KQGEN_CODE static KQ_INLINE void place_16_of_6_bits(const uint8_t *from, uint32_t mask, uint32_t place, uint32_t *to, uint32_t span)
+{
+    const uint32_t word0 = word_at(from);
+    const uint32_t word1 = word_at(from + 3);
+    const uint32_t word2 = word_at(from + 6);
+    const uint32_t word3 = word_at(from + 8);
+    place_four(word0 << 4, word0 >> 2, mask, place, to, span);
+    place_four(word1 << 4, word1 >> 2, mask, place, to + 4u * span, span);
+    place_four(word2 << 4, word2 >> 2, mask, place, to + 8u * span, span);
+    place_four(word3 >> 4, word3 >> 10, mask, place, to + 12u * span, span);
+}
+
+/* The entries of `entries` input channels in the lists of 32 output channels, whose 6-bit indices begin at `from` and lie `step` bytes
+ * apart from one input channel to the next; tables lie `table_bytes` apart.
+ */
+KQGEN_CODE static KQ_INLINE void place_32_of_6_bits(
+    const uint8_t *from, uint32_t step, uint32_t place, uint32_t table_bytes, uint32_t *list, uint32_t entries)
+{
+    const uint32_t mask = kq_opaque(0x003F03F0u);
+    const uint32_t span = entries + KQ_REUSE_EXTRA;
+    uint32_t *const stop = list + span;
+    uint32_t *to = list;
+    do {
+        place_16_of_6_bits(from, mask, place, to, span);
+        place_16_of_6_bits(from + 12, mask, place, to + 16u * span, span);
+        from += step;
+        place += table_bytes;
+        to += to == list ? 2 : 1;
+    } while (to != stop);
+}
+
+/* As place_32_of_6_bits for strips of six input channels. */
+KQGEN_CODE static KQ_NOINLINE void place_sixes(const uint8_t *from, uint32_t step, uint32_t place, uint32_t table_bytes, uint32_t *list)
+{
+    place_32_of_6_bits(from, step, place, table_bytes, list, 6u);
+}
+
+/* As place_32_of_6_bits for strips of eight input channels. */
+KQGEN_CODE static KQ_NOINLINE void place_eights(const uint8_t *from, uint32_t step, uint32_t place, uint32_t table_bytes, uint32_t *list)
+{
+    place_32_of_6_bits(from, step, place, table_bytes, list, 8u);
+}
+
+/* Lists of `channels` output channels: entries of `entries` input channels, from table entry `entry` of the indices on. */
 KQGEN_CODE static KQ_NOINLINE void make_lists(
-    const kq_conv2d_kq *conv, const reuse_scratch *parts, uint32_t channel, uint32_t entries, uint32_t first, uint32_t channels)
+    const kq_conv2d_kq *conv, const reuse_scratch *parts, uint32_t entry, uint32_t entries, uint32_t channels)
 {
     const uint32_t bits = conv->index_bits;
-    const uint32_t span = entries + KQ_REUSE_EXTRA;
-    const uint32_t *table = parts->tables;
-    uint32_t *list = parts->lists;
+    uint32_t place = kq_reuse_place(parts->tables, parts->tables);
     uint32_t i;
-    uint32_t o;
     for (i = 0; i < entries; ++i) {
-        const uint32_t place = kq_reuse_place(parts->tables, table);
-        const uint32_t entry = (channel + i) * conv->window.c_out + first;
-        uint32_t *to = list + kq_reuse_slot(i);
-        if (bits == 6u && channels == KQ_REUSE_GROUP && (entry & 3u) == 0) {
-            place_16_of_6_bits(conv->indices + (size_t)(entry >> 2) * 3u, place, to, span);
-        } else {
-            kq_bit_reader reader = kq_bits_at(conv->indices, entry, bits);
-            for (o = 0; o < channels; ++o) {
-                *to = place + kq_bits_next(&reader, bits) * (uint32_t)(KQ_REUSE_ENTRY * sizeof(uint32_t));
-                to += span;
-            }
+        kq_bit_reader reader = kq_bits_at(conv->indices, entry, bits);
+        uint32_t *to = parts->lists + kq_reuse_slot(i);
+        uint32_t o;
+        for (o = 0; o < channels; ++o) {
+            *to = place + kq_bits_next(&reader, bits) * (uint32_t)(KQ_REUSE_ENTRY * sizeof(uint32_t));
+            to += entries + KQ_REUSE_EXTRA;
         }
-        table += parts->rows * KQ_REUSE_ENTRY;
-    }
-    list += entries + 1u;
-    for (o = 0; o < channels; ++o) {
-        *list = kq_reuse_place(parts->accumulators, parts->accumulators + (first + o) * KQ_REUSE_PIXELS);
-        list += span;
+        entry += conv->window.c_out;
+        place += parts->rows * KQ_REUSE_ENTRY * (uint32_t)sizeof(uint32_t);
     }
 }
 
 /* The tables of one strip of input channels added to the accumulators of all output channels. */
-KQGEN_CODE static void gather_strip(const kq_conv2d_kq *conv, const reuse_scratch *parts, uint32_t channel, uint32_t entries)
+KQGEN_CODE static KQ_NOINLINE void gather_strip(const kq_conv2d_kq *conv, const reuse_scratch *parts, uint32_t channel, uint32_t entries)
 {
     const uint32_t c_out = conv->window.c_out;
-    uint32_t first = 0;
-    while (first != c_out) {
-        const uint32_t channels = c_out - first < KQ_REUSE_GROUP ? c_out - first : KQ_REUSE_GROUP;
-        make_lists(conv, parts, channel, entries, first, channels);
-        kq_reuse_gather(
-            parts->accumulators + first * KQ_REUSE_PIXELS, parts->tables, parts->lists, channels, entries,
-            first == 0 || channels != KQ_REUSE_GROUP);
-        first += channels;
+    const uint32_t place = kq_reuse_place(parts->tables, parts->tables);
+    const uint32_t table_bytes = parts->rows * KQ_REUSE_ENTRY * (uint32_t)sizeof(uint32_t);
+    const uint32_t fast = conv->index_bits == 6u && (c_out & 3u) == 0 && (entries == 6u || entries == 8u) ? KQ_REUSE_GROUP : 0;
+    const uint32_t step = (c_out >> 2) * 3u;
+    const uint8_t *from = conv->indices + (size_t)step * channel;
+    uint32_t *accumulators = parts->accumulators;
+    uint32_t left = c_out;
+    int fresh = 1;
+    while (left != 0) {
+        const uint32_t channels = left < KQ_REUSE_GROUP ? left : KQ_REUSE_GROUP;
+        if (channels != fast) {
+            make_lists(conv, parts, channel * c_out + c_out - left, entries, channels);
+            fresh = 1;
+        } else if (entries == 6u) {
+            place_sixes(from, step, place, table_bytes, parts->lists);
+        } else {
+            place_eights(from, step, place, table_bytes, parts->lists);
+        }
+        kq_reuse_gather(accumulators, parts->tables, parts->lists, channels, entries, fresh);
+        fresh = 0;
+        from += (KQ_REUSE_GROUP >> 2) * 3u;
+        accumulators += KQ_REUSE_GROUP * KQ_REUSE_PIXELS;
+        left -= channels;
     }
 }
 
@@ -307,18 +341,27 @@ KQGEN_CODE static void start_sums(const kq_conv2d_kq *conv, uint32_t *accumulato
 }
 
 /* All output channels of `pixels` pixels, 1..8, from accumulators to `output`. */
-KQGEN_CODE static void finish(const kq_conv2d_kq *conv, const uint32_t *accumulators, uint32_t pixels, int8_t *output)
+KQGEN_CODE static KQ_NOINLINE void finish(const kq_conv2d_kq *conv, const uint32_t *accumulators, uint32_t pixels, int8_t *output)
 {
+    const kq_requant *requant = &conv->requant;
+    const uint32_t acc_shift = requant->acc_shift;
+    const int32_t zero_point = requant->zero_point;
+    const int32_t lo = requant->lo;
+    const int32_t hi = requant->hi;
+    const kq_add *sum = requant->sum;
     const uint32_t c_out = conv->window.c_out;
     uint32_t o;
     for (o = 0; o < c_out; ++o) {
-        uint32_t at = o;
+        const uint32_t multiplier = (uint32_t)requant->multiplier[o];
+        const uint32_t shift = requant->shift[o];
+        int8_t *to = output + o;
         uint32_t pixel;
         for (pixel = 0; pixel < pixels; ++pixel) {
             const uint32_t high = accumulators[4u + (pixel >> 1)];
             const uint32_t acc = (pixel & 1u) != 0 ? high : accumulators[pixel >> 1] - (high << 16);
-            kq_store(acc, &conv->requant, o, output + at);
-            at += c_out;
+            const int32_t scaled = kq_scale(acc, multiplier, shift, acc_shift) + zero_point;
+            *to = (int8_t)kq_summed(sum, kq_clamped(scaled, lo, hi), *to);
+            to += c_out;
         }
         accumulators += KQ_REUSE_PIXELS;
     }

@@ -15,7 +15,7 @@
 #define KQ_REUSE_PAIRS 4u
 #define KQ_REUSE_ENTRY 4u   /* words of an entry */
 #define KQ_REUSE_STRIP 8u   /* input channels added up at a time, at most */
-#define KQ_REUSE_GROUP 16u  /* output channels that have lists at a time */
+#define KQ_REUSE_GROUP 32u  /* output channels that have lists at a time */
 #define KQ_REUSE_COLUMNS 10u /* that eight 3x3 windows side by side cover */
 
 /* What a codeword of 3x3 values w[row][column] becomes: {w00, w10}, {w01, w11}, {w02, w12}, {w20, w21}, {w22, 0}, two int16 in a word, the
@@ -24,10 +24,11 @@
  */
 #define KQ_REUSE_RECORD 5u
 
-/* A list is, for each output channel: its first entry, a word for the loop, its other entries, its accumulators. Entries are offsets in bytes
- * from the tables; where the loop is written in assembly they are addresses, and accumulators too.
+/* A list is, for each output channel: its first entry, a word for the loop, its other entries. Entries are offsets in bytes from the tables;
+ * where the loop is written in assembly they are addresses.
  */
-#define KQ_REUSE_EXTRA 2u /* words of a channel's list besides its entries; as many words close the lists */
+#define KQ_REUSE_EXTRA 1u /* words of a channel's list besides its entries */
+#define KQ_REUSE_CLOSE 2u /* words that close the lists */
 
 /* Whether 3x3 windows side by side are built by kq_reuse_slide: on cores without DSP instructions packed pairs are faster. */
 #if defined(__ARM_FEATURE_DSP) || !defined(__thumb__)
@@ -41,6 +42,15 @@
 #else
 #define KQ_REUSE_ADDRESSES 0
 #endif
+
+/* The value itself, of which the compiler knows nothing: it would take apart what was put together. */
+static KQ_INLINE uint32_t kq_opaque(uint32_t value)
+{
+#if KQ_REUSE_ADDRESSES
+    __asm__("" : "+r"(value));
+#endif
+    return value;
+}
 
 /* What a list holds for the word at `to`. */
 KQGEN_CODE static inline uint32_t kq_reuse_place(const uint32_t *from, const uint32_t *to)
@@ -59,10 +69,10 @@ KQGEN_CODE static inline uint32_t kq_reuse_slot(uint32_t i)
     return i == 0 ? 0 : i + 1u;
 }
 
-/* Adds the entries that `list` names to the accumulators of `channels` output channels, 1..16, each of which has `entries`, 1..8.
- * `fresh`: the entries or channels are not as many as in the call before, or the lists lie elsewhere.
+/* Adds the entries that `list` names to the accumulators of `channels` output channels, 1..32, each of which has `entries`, 1..8.
+ * `fresh`: the entries or channels are not as many as in the call before, or the lists were overwritten.
  *
- * 14 cycles an entry on a Cortex-M4: five loads in a row (6), eight sums; 21 a channel. The list holds where to jump into eight unrolled
+ * 14 cycles an entry on a Cortex-M4: five loads in a row (6), eight sums; 24 a channel. The list holds where to jump into eight unrolled
  * steps, and where to leave.
  */
 KQGEN_CODE static KQ_NOINLINE void kq_reuse_gather(
@@ -70,33 +80,35 @@ KQGEN_CODE static KQ_NOINLINE void kq_reuse_gather(
 {
 #if KQ_REUSE_ADDRESSES
     register uint32_t *at __asm__("r5") = list;
-    register uint32_t *previous __asm__("r4") = accumulators - 8;
+    register uint32_t *sums __asm__("r4") = accumulators;
     register uint32_t count __asm__("r0") = fresh ? channels : 0;
     register uint32_t steps __asm__("r1") = entries;
     (void)tables;
     __asm__ volatile(
         ".syntax unified\n"
-        "push {r7}\n"
+        "push {r4, r7}\n"
+        "ldr r4, [r5], #4\n"
         "cmp r0, #0\n"
-        "beq.w 4f\n"
+        "beq.n 5f\n"
         "adr.w r2, 3f\n"
         "adds r2, #1\n"
         "movs r3, #36\n"
         "mls r2, r3, r1, r2\n"
-        "adds r1, #2\n"
+        "adds r1, #1\n"
         "lsls r1, r1, #2\n"
-        "adds r3, r5, #4\n"
+        "mov r3, r5\n"
         "1:\n"
         "str r2, [r3]\n"
         "add r3, r1\n"
         "subs r0, #1\n"
         "bne 1b\n"
-        "adr.w r2, 5f\n"
+        "adr.w r2, 4f\n"
         "adds r2, #1\n"
         "str r2, [r3]\n"
-        "b.n 4f\n"
+        "5:\n"
+        "ldr r1, [sp]\n"
+        "b.n 2f\n"
         ".p2align 2\n"
-        "2:\n"
         ".rept 8\n"
         "ldr.n r0, [r4]\n"
         "ldr.n r1, [r4, #4]\n"
@@ -113,29 +125,31 @@ KQGEN_CODE static KQ_NOINLINE void kq_reuse_gather(
         "add.w lr, lr, r3, asr #16\n"
         ".endr\n"
         "3:\n"
-        "str r6, [r4]\n"
-        "str r7, [r4, #4]\n"
-        "str.w r8, [r4, #8]\n"
-        "str.w r9, [r4, #12]\n"
-        "str.w r10, [r4, #16]\n"
-        "str.w r11, [r4, #20]\n"
-        "str.w r12, [r4, #24]\n"
-        "str.w lr, [r4, #28]\n"
-        "4:\n"
-        "ldr r6, [r4, #32]\n"
-        "ldr r7, [r4, #36]\n"
-        "ldr.w r8, [r4, #40]\n"
-        "ldr.w r9, [r4, #44]\n"
-        "ldr.w r10, [r4, #48]\n"
-        "ldr.w r11, [r4, #52]\n"
-        "ldr.w r12, [r4, #56]\n"
-        "ldr.w lr, [r4, #60]\n"
-        "ldr.w r4, [r5], #4\n"
+        "ldr r0, [sp]\n"
+        "add.w r1, r0, #32\n"
+        "str r6, [r0]\n"
+        "str r7, [r0, #4]\n"
+        "str.w r8, [r0, #8]\n"
+        "str.w r9, [r0, #12]\n"
+        "str.w r10, [r0, #16]\n"
+        "str.w r11, [r0, #20]\n"
+        "str.w r12, [r0, #24]\n"
+        "str.w lr, [r0, #28]\n"
+        "str r1, [sp]\n"
+        "2:\n"
+        "ldr r6, [r1]\n"
+        "ldr r7, [r1, #4]\n"
+        "ldr.w r8, [r1, #8]\n"
+        "ldr.w r9, [r1, #12]\n"
+        "ldr.w r10, [r1, #16]\n"
+        "ldr.w r11, [r1, #20]\n"
+        "ldr.w r12, [r1, #24]\n"
+        "ldr.w lr, [r1, #28]\n"
         "ldr.w pc, [r5], #4\n"
         ".p2align 2\n"
-        "5:\n"
-        "pop {r7}\n"
-        : "+r"(at), "+r"(previous), "+r"(count), "+r"(steps)
+        "4:\n"
+        "pop {r4, r7}\n"
+        : "+r"(at), "+r"(sums), "+r"(count), "+r"(steps)
         :
         : "r2", "r3", "r6", "r8", "r9", "r10", "r11", "r12", "lr", "cc", "memory");
 #else
