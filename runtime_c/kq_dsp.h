@@ -97,4 +97,16 @@ static KQ_INLINE uint32_t kq_quad_of_6_bits(uint32_t packed)
     return kq_signed_quad(spread, 6u);
 }
 
+/* The int8 nearest to x. */
+static KQ_INLINE int32_t kq_saturated(int32_t x)
+{
+#if defined(__ARM_FEATURE_DSP)
+    int32_t saturated;
+    __asm__("ssat %0, #8, %1" : "=r"(saturated) : "r"(x));
+    return saturated;
+#else
+    return x < INT8_MIN ? INT8_MIN : (x > INT8_MAX ? INT8_MAX : x);
+#endif
+}
+
 #endif

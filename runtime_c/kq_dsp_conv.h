@@ -590,12 +590,6 @@ KQGEN_CODE static KQ_NOINLINE uint32_t next_weights(kq_bit_reader *reader, uint3
 {
     uint32_t quad = 0;
     uint32_t at;
-    if (bits == 4u && count == 4u && reader->held_bits == 0) {
-        const uint32_t packed = reader->next[0] | (uint32_t)reader->next[1] << 8;
-        reader->next += 2;
-        quad = (packed & 0xFu) | (packed & 0xF0u) << 4 | (packed & 0xF00u) << 8 | (packed & 0xF000u) << 12;
-        return kq_signed_quad(quad, 4u);
-    }
     for (at = 0; at < count << 3; at += 8u) {
         quad |= ((uint32_t)kq_sign_extend(kq_bits_next(reader, bits), bits) & 0xFFu) << at;
     }
@@ -614,7 +608,15 @@ KQGEN_CODE static void widen_uniform(const dsp_layer *layer, kq_bit_reader *read
         for (row = 0; row < layer->window->k_h; ++row) {
             uint32_t rest;
             for (i = layer->row_quads; i != 0; --i) {
-                const uint32_t quad = next_weights(reader, bits, 4);
+                uint32_t quad;
+                if (bits == 4u && reader->held_bits == 0) {
+                    const uint32_t packed = reader->next[0] | (uint32_t)reader->next[1] << 8;
+                    reader->next += 2;
+                    quad = (packed & 0xFu) | (packed & 0xF0u) << 4 | (packed & 0xF00u) << 8 | (packed & 0xF000u) << 12;
+                    quad = kq_signed_quad(quad, 4u);
+                } else {
+                    quad = next_weights(reader, bits, 4);
+                }
                 to[0] = kq_even_values(quad);
                 to[4] = kq_odd_values(quad);
                 to += 8;
