@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import nets
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -33,10 +34,13 @@ from kernelcases import (
 )
 from kernellib import RUNTIME, Way, indexed_tables, shape_of
 
-from kqgen import bits, form_mve
+from kqgen import bits, form_mve, oracle
 from kqgen.board import Region, load_board
+from kqgen.emit import Meta, emit
+from kqgen.firmware import model_api
 from kqgen.harness import linker_script
-from kqgen.qemu import find_qemu
+from kqgen.image import build_image
+from kqgen.qemu import find_qemu, run_qemu
 from kqgen.toolchain import WARNING_FLAGS, compile_object, find_toolchain, link_image
 
 END = 0x2008_0000
@@ -288,3 +292,25 @@ def test_uniform_weights(tmp_path: Path) -> None:
 def test_indexed_kernels(tmp_path: Path) -> None:
     cases = [*indexed_cases()[::2], *additive_cases()]
     check([*cases, *(summing(case) for case in cases[::3])], "gcc", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["gcc", "zig"])
+@pytest.mark.parametrize("channels", [1, 4, 7, 24])
+def test_maps_without_weights(channels: int, kind: Literal["gcc", "zig"], tmp_path: Path) -> None:
+    """Means over windows with and without padding, and a sum, of whole vectors of channels and of what is left over."""
+    require_tool(kind, "qemu")
+    net = nets.Builder("maps", channels)
+    net.input("image", 9, 8, channels)
+    net.avg_pool("half", (2, 2), padding=(1, 0, 0, 0))
+    net.add("twice", "half", "half", lo=-100)
+    net.avg_pool("window", (3, 4), (1, 2), (1, 1, 1, 2))
+    net.avg_pool("all", (5, 2))
+    plan = nets.make_plan(net.graph())
+    board = load_board("mps3-an547")
+    inputs = nets.random_inputs(plan.graph, 1, seed=channels)
+    nets.write(emit(plan, board, nets.make_golden(plan.graph, inputs), Meta("test", "")), tmp_path / "src")
+    image = build_image(tmp_path / "src", model_api(plan.graph), board, find_toolchain(kind), tmp_path / "build", tap=True)
+    run = run_qemu(image, [inputs[0].tobytes()])
+    wanted = oracle.run(plan.graph, {"image": inputs[0]})
+    assert run.taps is not None
+    assert [tap.data for tap in run.taps[0]] == [wanted[node.name][0].tobytes() for node in plan.graph.nodes]
