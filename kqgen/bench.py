@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kqgen import peer
+from kqgen.blockcount import step_profiles
 from kqgen.compare import layer_labels
 from kqgen.cycles import CycleModel, wait_state_cycles
 from kqgen.emulate import run_unicorn
@@ -84,21 +85,23 @@ def bench(plan: Plan, image: Image, inputs: bytes, clock_hz: int | None) -> Benc
     """
     emulate = run_qemu if image.board.core.unicorn_model is None else run_unicorn
     run = emulate(image, [inputs], profile=True, flash_reads=True)
-    if run.profile is None or run.stack_bytes is None or len(run.profile) != len(plan.steps):
-        raise InternalError(f"the emulator counted {len(run.profile or ())} layers where the plan has {len(plan.steps)}")
+    if run.profile is None or run.stack_bytes is None:
+        raise InternalError("the emulator counted nothing")
+    profiles = step_profiles(run.profile, plan.calls)
     program = Program.of_elf(image.elf)
     model = CycleModel(image.board.core.name)
     layers: list[LayerBench] = []
     waiting = 0
     core = image.board.core.name
-    for node, step, label, profile in zip(plan.graph.nodes, plan.steps, layer_labels(plan.graph), run.profile, strict=True):
+    for number, (node, label, profile) in enumerate(zip(plan.graph.nodes, layer_labels(plan.graph), profiles, strict=True)):
+        step = plan.steps[number]
         cycles = model.cycles(program, profile.blocks)
         waiting += wait_state_cycles(profile, image.board.flash, image.board.flash_wait_states)
         conv = isinstance(node, IntConv2d)
         layers.append(
             LayerBench(
                 name=label,
-                form=step.form if conv else "",
+                form=plan.form_text(number),
                 macs=node.macs if isinstance(node, IntConv2d) else 0,
                 instructions=profile.instructions,
                 cycles_modelled=cycles,

@@ -1,23 +1,29 @@
 """Counts the blocks a network executes under unicorn, layer by layer.
 
-The run function calls one function a step: what is executed from one such call's return to the next one's return is a
-layer; the run function's last blocks belong to the last layer. Calls to memcpy and memset are no steps.
+The run function calls one function a step, or several times in a stream of steps: what is executed from one such call's return
+to the next one's return is a layer, or a piece of one; the run function's last blocks belong to the last layer. Calls to memcpy
+and memset, and to the functions that prepare the pieces of streams, are no steps.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol
 
 from kqgen.blocks import BlockCount, LayerProfile
 from kqgen.board import Region
+from kqgen.errors import InternalError
 from kqgen.image import ALLOWED_UNDEFINED, Image
 
 START = (1 << 64) - 1
 """In an edge: the layer begins."""
+
+NO_STEPS = ALLOWED_UNDEFINED | {"kq_rows_conv2d", "kq_rows_conv2d_kq", "kq_rows_pool", "kq_rows_move"}
+"""Functions whose call is no step."""
 
 END = (1 << 64) - 2
 """In an edge: the layer ends."""
@@ -76,7 +82,7 @@ def count_scope(image: Image, *, flash_reads: bool) -> CountScope:
     pieces = [symbol for symbol in functions if symbol.name == name or symbol.name.startswith(name + ".")]
     return CountScope(
         run_ranges=tuple((piece.address, piece.address + piece.size_bytes) for piece in pieces),
-        helpers=frozenset(symbol.address for symbol in functions if symbol.name in ALLOWED_UNDEFINED),
+        helpers=frozenset(symbol.address for symbol in functions if symbol.name in NO_STEPS),
         flash=image.board.flash if flash_reads else None,
     )
 
@@ -163,6 +169,35 @@ def layer_profiles(counts: RawCounts, scope: CountScope, image: Image) -> tuple[
         instructions = sum(block.executions * count_instructions(_code(image, block)) for block in blocks)
         profiles.append(LayerProfile(instructions, blocks, None if scope.flash is None else flash_reads))
     return tuple(profiles)
+
+
+def step_profiles(calls: Sequence[LayerProfile], steps: Sequence[int]) -> tuple[LayerProfile, ...]:
+    """The profiles of the steps in order, of those of calls; a step may take several calls.
+
+    Args:
+        calls: of each call, in order.
+        steps: the number of the step that each call belongs to, from 0 without gaps.
+
+    Raises: InternalError when another number of calls was counted.
+    """
+    if len(calls) != len(steps):
+        raise InternalError(f"the emulator counted {len(calls)} calls where the plan has {len(steps)}")
+    own = [[call for call, number in zip(calls, steps, strict=True) if number == step] for step in range(max(steps, default=-1) + 1)]
+    return tuple(each[0] if len(each) == 1 else _summed(each) for each in own)
+
+
+def _summed(calls: Sequence[LayerProfile]) -> LayerProfile:
+    executions: defaultdict[tuple[int, int], int] = defaultdict(int)
+    taken: defaultdict[tuple[int, int], int] = defaultdict(int)
+    for block in (block for call in calls for block in call.blocks):
+        executions[block.pc, block.size_bytes] += block.executions
+        taken[block.pc, block.size_bytes] += block.taken
+    reads = [call.flash_reads for call in calls if call.flash_reads is not None]
+    return LayerProfile(
+        sum(call.instructions for call in calls),
+        tuple(BlockCount(*key, times, taken[key]) for key, times in sorted(executions.items())),
+        sum(reads) if len(reads) == len(calls) else None,
+    )
 
 
 def _code(image: Image, block: BlockCount) -> bytes:

@@ -1,7 +1,7 @@
 """The emulator harness: its C, its linker script, and the files through which it speaks with either emulator.
 
-Formats (little-endian): inputs.bin and outputs.bin hold the tensors' bytes image after image; taps.bin one record a step
-(uint32 step, uint32 size in bytes, the bytes); stats.bin five uint32 (see templates/harness.c.j2).
+Formats (little-endian): inputs.bin and outputs.bin hold the tensors' bytes image after image; taps.bin one record a step,
+or a piece of one (uint32 step, uint32 size in bytes, the bytes); stats.bin five uint32 (see templates/harness.c.j2).
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ def decode_run(
 
 
 def _decode_taps(data: bytes, images: int, emulator: str) -> tuple[tuple[Tap, ...], ...]:
-    """Splits taps.bin into images: every image taps the same number of steps."""
+    """Splits taps.bin into images, each with as many records, and joins the pieces of each step."""
     taps: list[Tap] = []
     at = 0
     while at + 8 <= len(data):
@@ -239,5 +239,13 @@ def _decode_taps(data: bytes, images: int, emulator: str) -> tuple[tuple[Tap, ..
         at += 8 + size
     if at != len(data) or (images and len(taps) % images) or (not images and taps):
         raise ToolchainError(f"{emulator}: {TAPS_FILE} is cut short", found=f"{len(taps)} taps, {len(data)} bytes", wanted="whole images")
-    steps = len(taps) // images if images else 0
-    return tuple(tuple(taps[place : place + steps]) for place in range(0, images * steps, steps)) if steps else ((),) * images
+    pieces = len(taps) // images if images else 0
+    return tuple(_joined(taps[image * pieces : (image + 1) * pieces]) for image in range(images))
+
+
+def _joined(taps: Sequence[Tap]) -> tuple[Tap, ...]:
+    """One tap a step, in order of steps, of pieces that came in order of rows."""
+    pieces: dict[int, list[bytes]] = {}
+    for tap in taps:
+        pieces.setdefault(tap.step, []).append(tap.data)
+    return tuple(Tap(step, b"".join(parts)) for step, parts in sorted(pieces.items()))

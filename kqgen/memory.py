@@ -9,129 +9,141 @@ deterministic. `plan_check` verifies the result independently.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 
-from kqgen.intgraph import IntAdd, IntClamp, IntConv2d, IntGraph
-from kqgen.plan import ARENA_ALIGN_BYTES, Place, PlacedTensor, Plan, Step
+from kqgen.intgraph import IntGraph
+from kqgen.lifetimes import Block, align, arena_blocks, last_uses, peak_bytes, scratch_block, tensor_blocks, timeline
+from kqgen.plan import Job, Place, PlacedTensor, Plan, Step, Stream
+from kqgen.stream_jobs import Pattern
 
 RANDOM_ORDERS = 200
+FEW_ORDERS = 12
+"""Tried for a plan, and for a price."""
+
+FRESH = 25
+"""Every so many orders a new one is drawn; those between follow from the one before."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """A piece of the arena: tensors that share one place (in-place chains), or one step's scratch."""
-
-    members: tuple[str, ...]
-    size_bytes: int
-    first: int
-    last: int
-
-
-def plan(graph: IntGraph, steps: Sequence[Step]) -> Plan:
-    """Places for every tensor and scratch of `steps`."""
-    last_use = _last_uses(graph)
-    blocks = _tensor_blocks(graph, last_use)
-    scratch = [
-        _Block((f"scratch {number}",), step.scratch_bytes, number, number) for number, step in enumerate(steps) if step.scratch_bytes
-    ]
-    offsets = _place([*blocks, *scratch])
+def plan(graph: IntGraph, steps: Sequence[Step], patterns: Sequence[Pattern] = ()) -> Plan:
+    """Places for every tensor and scratch of `steps`, of which those of `patterns` run as streams."""
+    last_use = last_uses(graph)
+    blocks = arena_blocks(graph, patterns)
+    scratch = _scratch_blocks(steps, patterns)
+    offsets = _place([*blocks, *scratch.values()])
     by_tensor = {member: offsets[block] for block in blocks for member in block.members}
     tensors: list[PlacedTensor] = []
     for number, tensor in enumerate(graph.inputs):
         place = Place("input", index=number, offset=by_tensor[tensor.name])
         tensors.append(PlacedTensor(tensor.name, tensor.size_bytes, place, -1, last_use.get(tensor.name, -1)))
+    lines = {name: (each, rows) for each in patterns for name, rows in each.lines.items()}
     for number, node in enumerate(graph.nodes):
         name = node.output.name
         place = Place("output", index=graph.outputs.index(name)) if name in graph.outputs else Place("arena", offset=by_tensor[name])
         last = len(steps) if name in graph.outputs else last_use.get(name, number)
-        tensors.append(PlacedTensor(name, node.output.size_bytes, place, number, last))
-    scratch_offsets = {block.first: offsets[block] for block in scratch}
+        if name in lines:
+            stream, rows = lines[name]
+            tensors.append(PlacedTensor(name, rows * node.output.w * node.output.c, place, stream.first, stream.last))
+        else:
+            tensors.append(PlacedTensor(name, node.output.size_bytes, place, number, last))
+    places = {tensor.name: tensor.place for tensor in tensors}
     return Plan(
         graph=graph,
         steps=tuple(steps),
         tensors=tuple(tensors),
-        scratch_offsets=tuple(scratch_offsets.get(number, 0) for number in range(len(steps))),
-        arena_bytes=_align(max((offsets[block] + block.size_bytes for block in offsets), default=0)),
+        scratch_offsets=tuple(offsets[scratch[number]] if number in scratch else 0 for number in range(len(steps))),
+        arena_bytes=align(max((offsets[block] + block.size_bytes for block in offsets), default=0)),
+        streams=tuple(_stream(graph, each, places) for each in patterns),
     )
 
 
 def alive_bytes(graph: IntGraph) -> tuple[int, ...]:
     """Bytes of arena tensors that each step needs beside its scratch: what it reads, writes, or must leave for later steps."""
-    blocks = _tensor_blocks(graph, _last_uses(graph))
+    blocks = tensor_blocks(graph)
     return tuple(
-        sum(_align(block.size_bytes) for block in blocks if block.first <= number <= block.last) for number in range(len(graph.nodes))
+        sum(align(block.size_bytes) for block in blocks if block.first <= number <= block.last) for number in range(len(graph.nodes))
     )
 
 
-def _align(size_bytes: int) -> int:
-    return -(-size_bytes // ARENA_ALIGN_BYTES) * ARENA_ALIGN_BYTES
+def _scratch_blocks(steps: Sequence[Step], patterns: Sequence[Pattern]) -> dict[int, Block]:
+    """The block in which each step's scratch lies; the steps of a stream share one."""
+    times = timeline(len(steps), patterns)
+    found: dict[int, Block] = {}
+    within = {number: (each.first, each.last) for each in patterns for number in range(each.first, each.last + 1)}
+    for number, step in enumerate(steps):
+        first, last = within.get(number, (number, number))
+        if step.scratch_bytes:
+            found[number] = scratch_block((first, last), max(each.scratch_bytes for each in steps[first : last + 1]), times)
+    return found
 
 
-def _last_uses(graph: IntGraph) -> dict[str, int]:
-    return {name: number for number, node in enumerate(graph.nodes) for name in node.inputs}
+def _stream(graph: IntGraph, pattern: Pattern, places: Mapping[str, Place]) -> Stream:
+    """The pattern with bytes in place of slots."""
+    jobs: list[Job] = []
+    for job in pattern.jobs:
+        node = graph.nodes[job.step]
+        read = node.output if job.moves else graph.tensor(node.inputs[0])
+        ends = [
+            (places[tensor.name].offset if places[tensor.name].kind == "arena" else 0) + slot * tensor.w * tensor.c
+            for tensor, slot in ((read, job.in_slot), (node.output, job.out_slot))
+        ]
+        jobs.append(Job(job.step, job.moves, job.row, job.rows, ends[0], ends[1], job.pad_top, job.h_in))
+    return Stream(pattern.first, pattern.last, tuple(jobs))
 
 
-def _tensor_blocks(graph: IntGraph, last_use: dict[str, int]) -> list[_Block]:
-    """Arena tensors, those of an in-place step merged with the operand they overwrite."""
-    blocks = {each.name: _Block((each.name,), each.size_bytes, -1, last_use.get(each.name, -1)) for each in graph.inputs}
-    given = {each.name for each in graph.inputs}
-    for number, node in enumerate(graph.nodes):
-        name = node.output.name
-        if name in graph.outputs:
-            continue
-        last = last_use.get(name, number)
-        host = next((operand for operand in _overwritable(node) if operand in blocks.keys() - given and last_use[operand] == number), None)
-        if host is None:
-            blocks[name] = _Block((name,), node.output.size_bytes, number, last)
-        else:
-            old = blocks.pop(host)
-            blocks[name] = replace(old, members=(*old.members, name), last=last)
-    return list(blocks.values())
+def packed_bytes(blocks: Sequence[Block], first: int, last: int) -> int:
+    """What the blocks that are kept at some of the moments `first` to `last` take when packed by themselves."""
+    there = [block for block in blocks if block.first <= last and block.last >= first]
+    return max((offset + align(block.size_bytes) for block, offset in _place(there, FEW_ORDERS).items()), default=0)
 
 
-def _overwritable(node: object) -> tuple[str, ...]:
-    """Operands whose place the output of `node` may take (SPEC 8: which functions allow it)."""
-    if isinstance(node, IntConv2d) and node.addend is not None:
-        return node.inputs[1:]
-    return node.inputs if isinstance(node, IntAdd | IntClamp) else ()
-
-
-def _place(blocks: Sequence[_Block]) -> dict[_Block, int]:
+def _place(blocks: Sequence[Block], random_orders: int = RANDOM_ORDERS) -> dict[Block, int]:
     """Offsets by first fit in the best of several orders; stops at the lower bound."""
-    steps = range(-1, max((block.last for block in blocks), default=-1) + 1)
-    bound = max((sum(_align(block.size_bytes) for block in blocks if block.first <= step <= block.last) for step in steps), default=0)
+    bound = peak_bytes(blocks, -1, max((block.last for block in blocks), default=-1))
     orders = [
         sorted(blocks, key=lambda block: (-block.size_bytes, block.first, block.members)),
         sorted(blocks, key=lambda block: (block.first - block.last, -block.size_bytes, block.members)),
         sorted(blocks, key=lambda block: (block.first, -block.size_bytes, block.members)),
     ]
     shuffler = random.Random(0)  # noqa: S311 - orders to try, not secrets
-    best: dict[_Block, int] = {}
+    offsets: dict[Block, int] = {}
+    best: dict[Block, int] = {}
     best_size = -1
-    for attempt in range(len(orders) + RANDOM_ORDERS):
-        order = orders[attempt] if attempt < len(orders) else shuffler.sample(list(blocks), len(blocks))
+    order = orders[0]
+    for attempt in range(len(orders) + random_orders):
+        if attempt < len(orders):
+            order = orders[attempt]
+        elif attempt % FRESH == 0:
+            order = shuffler.sample(list(blocks), len(blocks))
+        else:  # what lies beyond the bound is placed earlier
+            late = shuffler.choice([block for block in order if offsets[block] + align(block.size_bytes) > bound])
+            rest = [block for block in order if block is not late]
+            at = shuffler.randrange(order.index(late) + 1)
+            order = [*rest[:at], late, *rest[at:]]
         offsets = _first_fit(order)
         size = max((offset + block.size_bytes for block, offset in offsets.items()), default=0)
         if best_size < 0 or size < best_size:
             best, best_size = offsets, size
-        if _align(best_size) <= bound:
+        if align(best_size) <= bound:
             break
     return best
 
 
-def _first_fit(order: Sequence[_Block]) -> dict[_Block, int]:
-    offsets: dict[_Block, int] = {}
+def _first_fit(order: Sequence[Block]) -> dict[Block, int]:
+    """The lowest offset of each block, in turn, at which none of its pieces meets one placed before while both must be kept."""
+    offsets: dict[Block, int] = {}
     for block in order:
-        busy = sorted(
-            (offset, offset + _align(other.size_bytes))
-            for other, offset in offsets.items()
-            if other.first <= block.last and block.first <= other.last
+        barred = sorted(
+            (place + other.start - piece.end, place + other.end - piece.start)
+            for held, place in offsets.items()
+            if held.first <= block.last and block.first <= held.last
+            for other in held.pieces
+            for piece in block.pieces
+            if other.first <= piece.last and piece.first <= other.last
         )
         offset = 0
-        for start, end in busy:
-            if offset + block.size_bytes <= start:
+        for low, high in barred:
+            if offset <= low:
                 break
-            offset = max(offset, end)
+            offset = max(offset, align(high))
         offsets[block] = offset
     return offsets

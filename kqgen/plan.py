@@ -79,7 +79,7 @@ class PlacedTensor:
 
     Attributes:
         name: the tensor.
-        size_bytes: its size.
+        size_bytes: its size; of a tensor inside a stream, that of the buffer which holds a few of its rows at a time.
         place: where it lies.
         first, last: numbers of the step that makes it (-1: the caller) and of the last step that reads it (len(steps): the caller).
     """
@@ -89,6 +89,47 @@ class PlacedTensor:
     place: Place
     first: int
     last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A piece of a stream: some rows of a step, or rows moved to the front of the buffer they lie in (SPEC 6.8).
+
+    Attributes:
+        step: number of the step; of a move, the step that makes the rows.
+        moves: whether it moves rows.
+        row, rows: the first output row, or the first row moved, and how many.
+        input, output: byte offsets of the first row it reads and of the first it writes: in the arena, or in the caller's buffer
+            where the tensor lies in one.
+        pad_top, h_in: rows of padding above those it reads, and how many it reads; 0 for a move.
+    """
+
+    step: int
+    moves: bool
+    row: int
+    rows: int
+    input: int
+    output: int
+    pad_top: int
+    h_in: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Consecutive steps that run together, some rows of each in turn.
+
+    Attributes:
+        first, last: numbers of its steps.
+        jobs: in the order they run.
+    """
+
+    first: int
+    last: int
+    jobs: tuple[Job, ...]
+
+    def rows(self, step: int) -> int:
+        """The most rows of `step` made at a time."""
+        return max(job.rows for job in self.jobs if job.step == step and not job.moves)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,6 +142,7 @@ class Plan:
         tensors: every input and node output.
         scratch_offsets: arena offset of each step's scratch (0 where it has none).
         arena_bytes: size of the one buffer the caller gives, a multiple of ARENA_ALIGN_BYTES.
+        streams: steps that run some rows at a time, in order; all others run one after the other.
     """
 
     graph: IntGraph
@@ -108,6 +150,29 @@ class Plan:
     tensors: tuple[PlacedTensor, ...]
     scratch_offsets: tuple[int, ...]
     arena_bytes: int
+    streams: tuple[Stream, ...] = ()
+
+    @property
+    def calls(self) -> tuple[int, ...]:
+        """The number of the step that each call of a layer's function belongs to, in the order of the calls; moves left out."""
+        steps: list[int] = []
+        for number in range(len(self.steps)):
+            stream = self.stream(number)
+            if stream is None:
+                steps.append(number)
+            elif number == stream.first:
+                steps += [job.step for job in stream.jobs if not job.moves]
+        return tuple(steps)
+
+    def stream(self, step: int) -> Stream | None:
+        """The stream that step number `step` is part of, None where it runs by itself."""
+        return next((stream for stream in self.streams if stream.first <= step <= stream.last), None)
+
+    def form_text(self, step: int) -> str:
+        """In which form a step runs, as people read it: `winograd2`, or `winograd2, rows of 4` in a stream; empty for a plain step."""
+        stream, form = self.stream(step), self.steps[step].form
+        parts = [] if form == "plain" else [str(form)]
+        return ", ".join(parts if stream is None else [*parts, f"rows of {stream.rows(step)}"])
 
     def place(self, tensor: str) -> Place:
         """Where `tensor` lies; KeyError if it is unknown."""

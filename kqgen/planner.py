@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from kqgen import memory, plan_check
-from kqgen.board import Board, load_core
+import math
+
+from kqgen import memory, plan_check, stream
+from kqgen.board import Board, Core, load_core
 from kqgen.compare import layer_labels
 from kqgen.errors import InputError
 from kqgen.intgraph import IntGraph
@@ -20,6 +22,9 @@ STACK_BYTES = 1024
 """Left of a board's RAM for the stack: networks need half of it."""
 
 RETRIES = 12
+
+STREAMED_CYCLES = 1.75
+"""For the smallest arena the expected cycles may rise by this factor over those of a default build."""
 
 
 def make_plan(graph: IntGraph, board: Board | None = None, planning: Planning | None = None) -> Plan:
@@ -46,7 +51,19 @@ def make_plan(graph: IntGraph, board: Board | None = None, planning: Planning | 
         if tried.arena_bytes <= limit:
             made = tried
             break
+    if planning.optimise == "ram":
+        made = _streamed(graph, core, options, _forms(graph, planning), _room(graph, board))
     plan_check.check(made)
+    return made
+
+
+def _streamed(graph: IntGraph, core: Core, options: tuple[Choice, ...], asked: dict[str, Form], room_bytes: int | None) -> Plan:
+    """The smallest arena that costs few cycles more than the fastest forms in a default build's; if that is too large, the smallest."""
+    alive = memory.alive_bytes(graph)
+    fast = sum(each.cycles for each in _steps(options, alive, _limit("balanced", max(alive), room_bytes)))
+    made = stream.smallest(graph, core, asked, options, STREAMED_CYCLES * fast)
+    if room_bytes is not None and made.arena_bytes > room_bytes:
+        return stream.smallest(graph, core, asked, options, math.inf)
     return made
 
 

@@ -160,7 +160,7 @@ def build(plan: Plan, board: Board, measured: Measured | None) -> Report:
         InternalError: the build's tables are not as large as predicted.
     """
     graph = plan.graph
-    tables = sizes.tables_bytes(graph)
+    tables = sizes.tables_bytes(graph) + sizes.jobs_bytes(plan)
     flash, stack = FlashBytes(tables, None, None), None
     if measured is not None:
         slack = measured.tables_bytes - tables
@@ -204,7 +204,14 @@ def live_tensors(plan: Plan, number: int) -> tuple[PlacedTensor, ...]:
 
 
 def _live_bytes(plan: Plan, number: int) -> int:
-    return sum(tensor.size_bytes for tensor in live_tensors(plan, number)) + plan.steps[number].scratch_bytes
+    """Bytes of the arena in use at a step, or, in a stream, at some of its moments; where two maps take turns they count once."""
+    ranges = [(tensor.place.offset, tensor.size_bytes) for tensor in live_tensors(plan, number)]
+    ranges.append((plan.scratch_offsets[number], plan.steps[number].scratch_bytes))
+    used, reached = 0, 0
+    for start, size_bytes in sorted(ranges):
+        used += max(0, start + size_bytes - max(start, reached))
+        reached = max(reached, start + size_bytes)
+    return used
 
 
 def _int8_tables_bytes(graph: IntGraph) -> int:

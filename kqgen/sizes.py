@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from kqgen.errors import InternalError
 from kqgen.intgraph import IntAdd, IntAvgPool, IntClamp, IntConv2d, IntGraph, IntMaxPool, IntNode, IntSlicePad, KqWeights
+from kqgen.plan import Plan
 
 STRUCT_BYTES = {
     "kq_conv2d": 52,
@@ -18,6 +19,7 @@ STRUCT_BYTES = {
     "kq_pool": 32,
     "kq_clamp": 8,
     "kq_slice_pad": 20,
+    "kq_rows": 12,
 }
 """Size of each runtime parameter struct where a pointer has 32 bits (SPEC 8); the generated C asserts them."""
 
@@ -85,6 +87,11 @@ def layer_sizes(node: IntNode) -> LayerSizes:
     c_out = node.output.c
     struct += STRUCT_BYTES["kq_add"] if node.addend is not None else 0
     return LayerSizes(node.weights.packed_bytes, 4 * c_out, 2 * c_out, c_out, pad_bytes, struct)
+
+
+def jobs_bytes(plan: Plan) -> int:
+    """Flash bytes of the jobs of all streams of `plan`."""
+    return STRUCT_BYTES["kq_rows"] * sum(len(stream.jobs) for stream in plan.streams)
 
 
 def tables_bytes(graph: IntGraph) -> int:

@@ -17,11 +17,12 @@ from kqgen.board import Board
 from kqgen.errors import InternalError
 from kqgen.intgraph import IntConv2d, IntGraph, IntNode, KqWeights, QTensor
 from kqgen.plan import ARENA_ALIGN_BYTES, Plan
-from kqgen.sizes import STRUCT_BYTES, layer_sizes, tables_bytes
+from kqgen.sizes import STRUCT_BYTES, jobs_bytes, layer_sizes, tables_bytes
 from kqgen.views_params import ADDEND
 from kqgen.views_project import ProjectView, project_view
 from kqgen.views_selftest import Golden, SelftestView, selftest_view
 from kqgen.views_steps import ARENA, StepView, bits_per_weight_text, modules_text, op_text, shape_text, step_views, weights_text
+from kqgen.views_stream import UnitView, unit_views
 from kqgen.views_tables import TableGroupView, codebook_table, layer_tables
 from kqgen.views_text import aligned_rows, check_model_name, decimal, distinct, flow, thousands
 
@@ -103,7 +104,7 @@ class ModelView:
         uses_arena: whether any step reads or writes the arena.
         structs: the runtime structs it uses.
         runtime_version: that the C is written for.
-        steps: in execution order.
+        steps: in execution order; units: the same as steps by themselves and streams of several.
         groups: tables, codebooks first.
         selftest: golden vectors.
         project: build files and read-me.
@@ -128,6 +129,7 @@ class ModelView:
     structs: tuple[StructView, ...]
     runtime_version: int
     steps: tuple[StepView, ...]
+    units: tuple[UnitView, ...]
     groups: tuple[TableGroupView, ...]
     selftest: SelftestView
     project: ProjectView
@@ -156,7 +158,8 @@ def model_view(plan: Plan, board: Board, golden: Golden, meta: Meta, runtime_fil
     pointers = ["arena", *(buffer.param for buffer in (*inputs, *outputs))]
     pointer_types = ["const int8_t *"] * len(inputs) + ["int8_t *"] * len(outputs)
     parameters = ["void *arena", *(c_type + param for c_type, param in zip(pointer_types, pointers[1:], strict=True))]
-    used = sorted({step.c_type for step in steps}, key=list(STRUCT_BYTES).index)
+    structs = {step.c_type for step in steps} | ({"kq_rows"} if plan.streams else set())
+    used = sorted(structs, key=list(STRUCT_BYTES).index)
     return ModelView(
         name=graph.name,
         macro=macro,
@@ -169,15 +172,16 @@ def model_view(plan: Plan, board: Board, golden: Golden, meta: Meta, runtime_fil
         null_checks=flow("if (", [f"{pointer} == NULL" for pointer in pointers], " || ", ") {", indent=4),
         arena_bytes=plan.arena_bytes,
         arena_align=ARENA_ALIGN_BYTES,
-        layout=_layout_lines(graph, inputs, outputs, plan.arena_bytes),
+        layout=_layout_lines(plan, inputs, outputs),
         example=_example_lines(graph.name, inputs, outputs),
         layers=_layer_lines(plan),
-        tables_text=thousands(tables_bytes(graph)),
+        tables_text=thousands(tables_bytes(graph) + jobs_bytes(plan)),
         uses_arena=any(place.kind == "arena" for place in (tensor.place for tensor in plan.tensors))
         or any(step.scratch_bytes for step in plan.steps),
         structs=tuple(StructView(name, STRUCT_BYTES[name]) for name in used),
         runtime_version=RUNTIME_VERSION,
         steps=steps,
+        units=unit_views(plan, steps, _bases(plan, inputs, outputs)),
         groups=_groups(graph, idents, codebooks),
         selftest=selftest_view(plan, golden),
         project=project_view(graph.name, board, runtime_files),
@@ -278,13 +282,21 @@ def _places(plan: Plan, inputs: Sequence[BufferView], outputs: Sequence[BufferVi
     return places
 
 
-def _layout_lines(graph: IntGraph, inputs: Sequence[BufferView], outputs: Sequence[BufferView], arena_bytes: int) -> tuple[str, ...]:
+def _bases(plan: Plan, inputs: Sequence[BufferView], outputs: Sequence[BufferView]) -> dict[str, str]:
+    """C expression of the start of the buffer in which each tensor lies."""
+    buffers = {"input": inputs, "output": outputs}
+    places = {tensor.name: tensor.place for tensor in plan.tensors}
+    return {name: ARENA if place.kind == "arena" else buffers[place.kind][place.index].param for name, place in places.items()}
+
+
+def _layout_lines(plan: Plan, inputs: Sequence[BufferView], outputs: Sequence[BufferView]) -> tuple[str, ...]:
     """The header's lines on inputs, outputs, arena, tables and work, in columns."""
+    graph, arena_bytes = plan.graph, plan.arena_bytes
     buffers = aligned_rows([(buffer.layout, buffer.real) for buffer in (*inputs, *outputs)])
     rows = [(buffer.param, text) for buffer, text in zip((*inputs, *outputs), buffers, strict=True)]
     rows.append(("arena", f"{thousands(arena_bytes)} bytes, {ARENA_ALIGN_BYTES}-byte aligned, yours; its contents need not survive a call"))
     rows.append(("", "An input may lie in it at its _OFFSET, and is overwritten there, or anywhere outside it, and is kept."))
-    rows.append(("tables", f"{thousands(tables_bytes(graph))} bytes of constants, where pointers have 32 bits"))
+    rows.append(("tables", f"{thousands(tables_bytes(graph) + jobs_bytes(plan))} bytes of constants, where pointers have 32 bits"))
     macs = sum(node.macs for node in graph.nodes if isinstance(node, IntConv2d))
     rows.append(("work", f"{thousands(macs)} multiply-accumulates a call"))
     rows += [
@@ -311,16 +323,18 @@ def _layer_lines(plan: Plan) -> tuple[str, ...]:
     """The header's table of layers: one line a step, codebooks below, and the total."""
     head = ("step", "layer", "operation", "output", "weights", "bits/w", "form", "bytes")
     rows = [head]
-    for number, (node, step) in enumerate(zip(plan.graph.nodes, plan.steps, strict=True)):
-        form = "" if step.form == "plain" else step.form
+    for number, node in enumerate(plan.graph.nodes):
         size = thousands(layer_sizes(node).total)
         stored = (weights_text(plan.graph, node), bits_per_weight_text(node))
-        rows.append((str(number), node.name, op_text(node), shape_text(node.output), *stored, form, size))
+        rows.append((str(number), node.name, op_text(node), shape_text(node.output), *stored, plan.form_text(number), size))
     for codebook in plan.graph.codebooks:
         stages = "2 x " if codebook.additive else ""
         text = f"codebook, {stages}{codebook.codewords} of {codebook.values.shape[1]}x{codebook.values.shape[2]}"
         rows.append(("", codebook.name, text, "", "6-bit", "", "", thousands(codebook.packed_bytes)))
-    rows.append(("", "total", "", "", "", "", "", thousands(tables_bytes(plan.graph))))
+    for stream in plan.streams:
+        steps = f"steps {stream.first} to {stream.last}, {len(stream.jobs)} jobs"
+        rows.append(("", "rows in turn", steps, "", "", "", "", thousands(STRUCT_BYTES["kq_rows"] * len(stream.jobs))))
+    rows.append(("", "total", "", "", "", "", "", thousands(tables_bytes(plan.graph) + jobs_bytes(plan))))
     return aligned_rows(rows, right=(0, 5, 7))
 
 

@@ -28,6 +28,9 @@ from kqgen.views_text import comment_lines, flow
 ARENA = "mem"
 """Name of the arena's bytes inside the generated function."""
 
+MOVE_FUNCTION = "kq_rows_move"
+"""The runtime's function that moves rows of a stream to the front of their buffer."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepView:
@@ -36,12 +39,13 @@ class StepView:
     Attributes:
         number: counts from 0 in execution order.
         layer: the node's name.
-        comment: lines of the comment above the call.
+        comment: lines of the comment above the call; comment_text: its text.
         title: lines of the comment above the struct.
         ident: C name of the struct.
         c_type: its type.
         params: its fields.
         addend, addend_ident: the addition done on the way and its C name, if any.
+        function: the runtime's function.
         call: lines of the call.
         result: C expression of the step's output.
         result_bytes: its size.
@@ -50,12 +54,14 @@ class StepView:
     number: int
     layer: str
     comment: tuple[str, ...]
+    comment_text: str
     title: tuple[str, ...]
     ident: str
     c_type: str
     params: Params
     addend: AddParams | None
     addend_ident: str
+    function: str
     call: tuple[str, ...]
     result: str
     result_bytes: int
@@ -142,31 +148,41 @@ def _step_view(
     ident = idents[node.name]
     read, over = (node.inputs[:1], node.inputs[1:]) if isinstance(node, IntConv2d) else (node.inputs, ())
     reads = " + ".join(shape_text(plan.graph.tensor(name)) for name in read)
-    form = "" if step.form == "plain" else step.form
     shapes = f"{reads} -> {shape_text(node.output)}" + "".join(f" over {name}" for name in over)
-    how = ", ".join(text for text in (shapes, weights_text(plan.graph, node), form) if text)
+    how = ", ".join(text for text in (shapes, weights_text(plan.graph, node), plan.form_text(number)) if text)
+    words, function = f"{number}  {node.name}: {op_text(node)}; {how}. PyTorch: {modules_text(node)}", _function(plan.graph, node, step)
     arguments = [f"&{ident}", *(buffers[name] for name in read), buffers[node.output.name]]
     if isinstance(node, IntConv2d):
         arguments.append(f"{ARENA} + {plan.scratch_offsets[number]}" if step.scratch_bytes else "NULL")
     return StepView(
         number=number,
         layer=node.name,
-        comment=comment_lines(f"{number}  {node.name}: {op_text(node)}; {how}. PyTorch: {modules_text(node)}", indent=4),
+        comment=comment_lines(words, indent=4),
+        comment_text=words,
         title=comment_lines(f"{number}  {node.name}: {op_text(node)}. PyTorch: {modules_text(node)}"),
         ident=ident,
         c_type=struct_name(node),
         params=params(plan.graph, node, (step.tile, step.strip), ident, codebooks),
         addend=addend_params(node),
         addend_ident=f"{ident}_{ADDEND}",
-        call=flow(f"{_function(plan.graph, node, step)}(", arguments, ", ", ");", indent=4),
+        function=function,
+        call=flow(f"{function}(", arguments, ", ", ");", indent=4),
         result=buffers[node.output.name],
         result_bytes=node.output.size_bytes,
     )
 
 
 def step_functions(plan: Plan) -> tuple[str, ...]:
-    """The runtime's function that each step calls, in order."""
-    return tuple(_function(plan.graph, node, step) for node, step in zip(plan.graph.nodes, plan.steps, strict=True))
+    """The runtime's function that each step calls, in order; behind them those that streams need besides."""
+    steps = tuple(_function(plan.graph, node, step) for node, step in zip(plan.graph.nodes, plan.steps, strict=True))
+    parts = {part_function(struct_name(plan.graph.nodes[job.step])) for stream in plan.streams for job in stream.jobs}
+    moves = {MOVE_FUNCTION for stream in plan.streams for job in stream.jobs if job.moves}
+    return (*steps, *sorted(parts | moves))
+
+
+def part_function(c_type: str) -> str:
+    """The runtime's function that makes a layer's parameters for some of its rows, by their type."""
+    return f"kq_rows_{c_type.removeprefix('kq_')}"
 
 
 def _function(graph: IntGraph, node: IntNode, step: Step) -> str:

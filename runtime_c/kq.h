@@ -67,8 +67,16 @@ void kq_clamp_s8(const kq_clamp *clamp, const int8_t *input, int8_t *output);
 /* Strided slice with channels added. SPEC 5.6. */
 void kq_slice_pad_s8(const kq_slice_pad *slice, const int8_t *input, int8_t *output);
 
-/* CRC-32 as of zlib and Ethernet. SPEC 7.4. */
-uint32_t kq_crc32(const int8_t *data, uint32_t size_bytes);
+/* The parameters of a layer for the rows of one job: those of the whole map but for pad_top, h_in and h_out. SPEC 6.8. */
+void kq_rows_conv2d(const kq_rows *job, const kq_conv2d *whole, kq_conv2d *part);
+void kq_rows_conv2d_kq(const kq_rows *job, const kq_conv2d_kq *whole, kq_conv2d_kq *part);
+void kq_rows_pool(const kq_rows *job, const kq_pool *whole, kq_pool *part);
+
+/* Rows moved to the front of the buffer they lie in: output is below input, and the two may overlap. SPEC 6.8. */
+void kq_rows_move(const int8_t *input, int8_t *output, uint32_t size_bytes);
+
+/* CRC-32 as of zlib and Ethernet; crc is that of the bytes before, 0 where there are none. SPEC 7.4. */
+uint32_t kq_crc32(uint32_t crc, const int8_t *data, uint32_t size_bytes);
 
 #ifdef __cplusplus
 }

@@ -7,11 +7,13 @@ KQGEN_TABLE static const uint32_t remainders[16] = {
     0xEDB88320u, 0xF00F9344u, 0xD6D6A3E8u, 0xCB61B38Cu, 0x9B64C2B0u, 0x86D3D2D4u, 0xA00AE278u, 0xBDBDF21Cu,
 };
 
-/* CRC-32 of size_bytes bytes, start and final exclusive-or 0xFFFFFFFF: the CRC of zlib and Ethernet. */
-KQGEN_CODE uint32_t kq_crc32(const int8_t *data, uint32_t size_bytes)
+/* CRC-32 of the bytes whose CRC is `crc` (0: none) and size_bytes bytes behind them, start and final exclusive-or 0xFFFFFFFF: the CRC of
+ * zlib and Ethernet.
+ */
+KQGEN_CODE uint32_t kq_crc32(uint32_t crc, const int8_t *data, uint32_t size_bytes)
 {
-    uint32_t crc = 0xFFFFFFFFu;
     uint32_t i;
+    crc ^= 0xFFFFFFFFu;
     for (i = 0; i < size_bytes; ++i) {
         crc ^= (uint8_t)data[i];
         crc = (crc >> 4) ^ remainders[crc & 15u];

@@ -149,4 +149,15 @@ typedef struct {
 } kq_slice_pad;
 KQ_ASSERT_SIZE(kq_slice_pad, 20u);
 
+/* A piece of several layers that run some rows at a time (SPEC 6.8): which call it is of those that the generated code chooses from, and
+ * of a layer's window the fields that differ from those of the whole map. A move has h_out rows, h_in and pad_top are 0.
+ */
+typedef struct {
+    uint32_t input, output; /* bytes from the start of the buffer to the first row read, and to the first written */
+    uint8_t call;
+    uint8_t pad_top;
+    uint8_t h_in, h_out;
+} kq_rows;
+KQ_ASSERT_SIZE(kq_rows, 12u);
+
 #endif

@@ -109,7 +109,7 @@ def test_sections_can_be_chosen(tmp_path: Path) -> None:
 def test_the_umbrella_header_is_c_plus_plus_too(tmp_path: Path) -> None:
     require_tool("zig")
     source = tmp_path / "user.cpp"
-    source.write_text('#include "kq.h"\nuint32_t f(const int8_t *p) { return kq_crc32(p, KQ_RUNTIME_VERSION); }\n', encoding="utf-8")
+    source.write_text('#include "kq.h"\nuint32_t f(const int8_t *p) { return kq_crc32(0u, p, KQ_RUNTIME_VERSION); }\n', encoding="utf-8")
     zig = find_toolchain("zig")
     argv = [*zig.compiler, "-x", "c++", "-std=c++11", "-Wall", "-Wextra", "-Werror", "-I", str(RUNTIME), "-c", "user.cpp", "-o", "user.o"]
     run_tool(argv, cwd=tmp_path, what="compiling as C++", kind="zig")
