@@ -278,13 +278,15 @@ KQGEN_CODE static int sums_fit(const kq_conv2d *conv, uint32_t taps, uint32_t ea
     return 1;
 }
 
-/* Groups of a layer's taps: the fewest that its weights allow and that take no more room than those any weights allow. */
+/* Groups of a layer's taps: the fewest that its weights allow and that take no more room than those any weights allow. Weights of 8 bits,
+ * two of which make a group, hardly ever allow more.
+ */
 KQGEN_CODE static void cut_weights(const kq_conv2d *conv, packed_layer *layer, uint32_t taps, int8_t *room)
 {
     uint32_t groups = 1;
     uint32_t each = taps;
     cut_taps(layer, taps, ((uint32_t)1 << (conv->bits - 1u)) - 1u);
-    while (groups < layer->groups) {
+    while (groups < layer->groups && conv->bits != 8u) {
         if (groups * span_of(each) <= layer->groups * layer->span && sums_fit(conv, taps, each, room)) {
             layer->groups = groups;
             layer->taps = each;
