@@ -27,18 +27,21 @@ from kernelcases import (
     expected,
     indexed_cases,
     narrow_cases,
+    summing,
     uniform_cases,
 )
 
 from kqgen import bits
+from kqgen.board import CORES
 from kqgen.conv_shape import ConvShape, WeightsKind
-from kqgen.forms import ENGINES
+from kqgen.forms import ENGINES, engine_core
 from kqgen.hostlib import STRICT_FLAGS
 from kqgen.toolchain import find_host_compiler, run_tool
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNTIME = ROOT / "runtime_c"
 NAME = "_kqkernels"
+ENGINE_CORES = tuple(dict.fromkeys(engine_core(core) for core in CORES))
 
 PLAIN_FLAGS = ("-O2",)
 SANITIZE_FLAGS = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -169,7 +172,8 @@ class Kernels:
                 }  # fmt: skip
                 layer = self.ffi.new("kq_conv2d_kq *", {**common, **tables, **sizes})
             garbage = np.random.default_rng(len(case.label)).integers(0, 256, way.scratch_bytes).astype(np.uint8)
-            scratch = place(garbage.tobytes(), "void *")
+            # A multiple of 4 and of no higher power of two: no more is promised.
+            scratch = place(garbage.tobytes(), "void *", 4)
             held = bytes([0x55]) * (h * w * c_out) if case.addend is None else case.addend.held.astype(np.int8).tobytes()
             output = place(held, "int8_t *", 1)
             getattr(self.lib, way.function)(layer, place(case.x.tobytes(), "int8_t *", 3), output, scratch)
@@ -216,7 +220,7 @@ def ways(case: ConvCase, every: bool = False) -> tuple[Way, ...]:
     shape = shape_of(case)
     found = {
         Way(each.function, each.tile, each.strip, each.scratch_bytes)
-        for core in ("m0p", "m3", "m4", "m7", "m33", "m55") for engine in ENGINES for each in engine(shape, core)
+        for core in ENGINE_CORES for engine in ENGINES for each in engine(shape, core)
     }  # fmt: skip
     chosen: list[Way] = []
     for function in sorted({way.function for way in found}):
@@ -248,7 +252,8 @@ def main(folder: str) -> None:
     """Runs every case in every form and compares; prints how many."""
     kernels = load(Path(folder))
     runs = 0
-    for case in [*uniform_cases(), *indexed_cases(), *narrow_cases(), *additive_cases()]:
+    cases = [*uniform_cases(), *indexed_cases(), *narrow_cases(), *additive_cases()]
+    for case in [*cases, *(summing(case) for case in cases[::4])]:
         wanted = expected(case)
         for way in ways(case):
             if not np.array_equal(kernels.conv(case, way), wanted):
