@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kqgen.conv_shape import Candidate, ConvShape, round4
+from kqgen.plan import Form
 
 GROUP = 4
 """Output channels of a group, as in runtime_c/kq_conv2d_dsp.c."""
@@ -13,39 +14,54 @@ GROUP = 4
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """Modelled cycles of a core, counted by hand in the loops of runtime_c/kq_conv2d_dsp.c and checked against counts.
+    """Modelled cycles of `dsp_groups` in runtime_c/kq_dsp_conv.h, counted by hand and checked against counts.
 
     Attributes:
-        step: one step of the inner loop, two values by four channels by two pixels.
-        eight, two: end of eight steps, of two steps.
+        step: one step of the inner loop: two values by four channels by two pixels.
+        eight, two: the ends of eight steps, and of two.
         group: biases, requantisation and stores of four channels of two pixels.
-        summed: as `group` where a value is added to what the output holds.
-        pair: the rest of two pixels.
-        row, quad: widening of a window's row, and of a quad of it.
-        kernel, tap: widening of a kernel's weights, and of each of its taps.
-        weight: widening of a uniform weight.
-        codeword_tap: unpacking of a tap of a codeword.
+        call: of the function.
+        rest: what the compiled C around it takes, as a share of the M4's cycles below.
     """
 
     step: float
     eight: float
     two: float
     group: float
-    summed: float
-    pair: float
-    row: float
-    quad: float
-    kernel: float
-    tap: float
-    weight: float
-    codeword_tap: float
+    call: float
+    rest: float
 
 
 PRICES = {
-    "m4": Prices(16, 5, 5, 63, 300, 150, 20, 7, 25, 4, 6, 6),
-    "m33": Prices(14, 5, 5, 63, 300, 150, 20, 7, 25, 4, 6, 6),
-    "m7": Prices(11, 3, 5, 50, 200, 100, 15, 5, 18, 3, 5, 5),
+    "m4": Prices(16, 4.9, 4.7, 61.8, 43, 1.0),
+    "m33": Prices(14, 5.0, 5.0, 56.5, 40, 0.92),
+    "m7": Prices(8, 3.2, 6.5, 41.0, 30, 0.63),
 }
+
+# Modelled cycles of the C on an M4: of a layer, of a value of its window's row, and of an output channel's requantisation.
+LAYER_CYCLES = 800.0
+ROW_VALUE_CYCLES = 17.0
+CHANNEL_CYCLES = 45.0
+# Of a pixel, of an edge one besides, of a window's row and quad, and of a whole 3x3 window of three channels.
+PIXEL_CYCLES = 85.0
+EDGE_CYCLES = 350.0
+ROW_CYCLES = 34.0
+QUAD_CYCLES = 6.9
+NINES_CYCLES = 60.0
+# Of a window that fills no quads by whole channels: widened value by value.
+COPIED_VALUE_CYCLES = 16.0
+# Of a kernel and its taps whose codeword is at hand, of a codeword's value unpacked alone, and with all others.
+KERNEL_CYCLES = 46.0
+TAP_CYCLES = 6.0
+SINGLE_VALUE_CYCLES = 48.0
+BOOK_VALUE_CYCLES = 5.5
+# Of a kernel's tap that is placed alone, where input channels fill no quads.
+PLACED_TAP_CYCLES = 30.0
+# Of a uniform weight: in a byte or a whole number of them with its neighbours, and not.
+WEIGHT_CYCLES = 9.5
+ODD_WEIGHT_CYCLES = 29.0
+# Of a result that goes by way of a row in scratch.
+SETTLED_CYCLES = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +99,7 @@ def candidates(shape: ConvShape, core: str) -> tuple[Candidate, ...]:
 def _candidates(shape: ConvShape, core: str) -> Iterator[Candidate]:
     prices = PRICES[core]
     indexed = shape.kind != "uniform"
-    form = "decode" if indexed else "direct" if shape.bits == 8 else "unpack"
+    form: Form = "decode" if indexed else "direct" if shape.bits == 8 else "unpack"
     function = f"kq_conv2d_{'decode_' if indexed else ''}{'dual' if core == 'm7' else 'dsp'}_s8"
     groups = -(-shape.c_out // GROUP)
     for rounds in sorted({-(-groups // tile) for tile in range(1, groups + 1)}, reverse=True):
@@ -107,15 +123,46 @@ def _cycles(shape: ConvShape, prices: Prices, tile: int, strip: int) -> float:
     groups, rounds = -(-shape.c_out // GROUP), -(-shape.c_out // tile)
     pairs = -(-shape.pixels // 2)
     steps = 2 * lay.quads
-    ends = steps // 8 * prices.eight + steps % 8 / 2 * prices.two
-    group = steps * prices.step + ends + (prices.summed if shape.sums else prices.group)
-    windows = 2 * (shape.kernel[0] * prices.row + lay.quads * prices.quad)
-    return pairs * (groups * group + rounds * (prices.pair + windows)) + _weights_cycles(shape, prices, strip)
+    group = steps * prices.step + steps // 8 * prices.eight + steps % 8 / 2 * prices.two + prices.group
+    by_rows = shape.sums or shape.c_out % GROUP != 0
+    rest = (
+        LAYER_CYCLES
+        + lay.row_values * ROW_VALUE_CYCLES
+        + shape.c_out * CHANNEL_CYCLES
+        + rounds * _windows_cycles(shape, lay)
+        + _weights_cycles(shape, strip)
+        + (shape.c_out * shape.pixels * SETTLED_CYCLES if by_rows else 0.0)
+    )
+    return pairs * (groups * group + rounds * prices.call) + prices.rest * rest
 
 
-def _weights_cycles(shape: ConvShape, prices: Prices, strip: int) -> float:
+def _windows_cycles(shape: ConvShape, lay: Layout) -> float:
+    """Widening all windows once."""
+    rows, columns = _inside(shape, 0), _inside(shape, 1)
+    edges = shape.pixels - rows * columns
+    whole = shape.kernel[0] * ROW_CYCLES + lay.quads * QUAD_CYCLES
+    if lay.rests:
+        copied = whole + shape.taps * COPIED_VALUE_CYCLES
+        if lay.row_values == 9 and shape.kernel[0] == 3:
+            return shape.pixels * PIXEL_CYCLES + rows * columns * NINES_CYCLES + edges * copied
+        return shape.pixels * (PIXEL_CYCLES + copied)
+    return shape.pixels * (PIXEL_CYCLES + whole) + edges * EDGE_CYCLES
+
+
+def _inside(shape: ConvShape, axis: int) -> int:
+    """Output rows or columns whose windows lie on the map."""
+    size, out = ((shape.h_in, shape.h_out), (shape.w_in, shape.w_out))[axis]
+    before, stride, taps = shape.padding[2 * axis], shape.stride[axis], shape.kernel[axis]
+    return sum(0 <= place * stride - before <= size - taps for place in range(out))
+
+
+def _weights_cycles(shape: ConvShape, strip: int) -> float:
+    weights = shape.taps * shape.c_out
     if shape.kind == "uniform":
-        return prices.weight * shape.taps * shape.c_out
+        in_line = shape.bits == 4 and shape.kernel[1] * shape.c_in % 4 == 0
+        return weights * (WEIGHT_CYCLES if in_line else ODD_WEIGHT_CYCLES)
     stages = 2 if shape.kind == "additive" else 1
-    unpacked = prices.codeword_tap * stages * shape.codewords * shape.n if strip else 12 * stages * shape.taps * shape.c_out
-    return shape.c_in * shape.c_out * (prices.kernel + shape.n * prices.tap) + unpacked
+    book = stages * shape.codewords * shape.n * BOOK_VALUE_CYCLES if strip else stages * weights * SINGLE_VALUE_CYCLES
+    sums = weights * 8.0 if stages == 2 else 0.0
+    taps = TAP_CYCLES if shape.c_in % 4 == 0 else PLACED_TAP_CYCLES
+    return shape.c_in * shape.c_out * KERNEL_CYCLES + weights * taps + book + sums
