@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from kqgen import form_mve, form_packed, form_portable, form_reuse
+from kqgen import form_dsp, form_mve, form_packed, form_portable, form_reuse
 from kqgen.board import Core
 from kqgen.conv_shape import Candidate, ConvShape
 from kqgen.plan import Form
 
-ENGINES = (form_portable.candidates, form_packed.candidates, form_reuse.candidates, form_mve.candidates)
+ENGINES = (form_dsp.candidates, form_portable.candidates, form_packed.candidates, form_reuse.candidates, form_mve.candidates)
 """One function a family of forms, in order of preference among equals."""
 
 
