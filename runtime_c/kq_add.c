@@ -3,6 +3,45 @@
 #include "kq_dsp.h"
 #include "kq_fixed.h"
 
+#if defined(__GNUC__) && defined(__thumb__) && !defined(__ARM_FEATURE_DSP)
+
+/* Adds `count` values, at least 1: 22 cycles each on a Cortex-M0+. The clamp works on the sum minus lo, then on it minus hi. */
+static KQ_INLINE void add_values(const kq_add *add, const int8_t *a, const int8_t *b, int8_t *output, uint32_t count)
+{
+    const int32_t rules[7] = {add->multiplier_a, add->multiplier_b, add->bias, -add->lo, add->lo - add->hi, add->hi, add->shift};
+    register const int8_t *end_a __asm__("r0") = a + count;
+    register const int8_t *end_b __asm__("r1") = b + count;
+    register int8_t *end __asm__("r2") = output + count;
+    register uint32_t left __asm__("r3") = 0u - count;
+    register const int32_t *rule __asm__("r4") = rules;
+    __asm__ volatile(
+        ".syntax unified\n"
+        "push {r7}\n"
+        "ldr r7, [r4, #8]\n mov r8, r7\n"
+        "ldr r7, [r4, #12]\n mov r9, r7\n"
+        "ldr r7, [r4, #16]\n mov r10, r7\n"
+        "ldr r7, [r4, #20]\n mov r11, r7\n"
+        "ldr r7, [r4, #24]\n mov r12, r7\n"
+        "ldr r5, [r4, #4]\n"
+        "ldr r4, [r4]\n"
+        "1:\n"
+        "ldrsb r6, [r0, r3]\n ldrsb r7, [r1, r3]\n"
+        "muls r6, r4, r6\n muls r7, r5, r7\n"
+        "adds r6, r6, r7\n add r6, r8\n"
+        "mov r7, r12\n asrs r6, r6, r7\n"
+        "add r6, r9\n asrs r7, r6, #31\n bics r6, r7\n"
+        "add r6, r10\n asrs r7, r6, #31\n ands r6, r7\n add r6, r11\n"
+        "strb r6, [r2, r3]\n"
+        "adds r3, #1\n"
+        "bne 1b\n"
+        "pop {r7}\n"
+        : "+r"(left), "+r"(rule)
+        : "r"(end_a), "r"(end_b), "r"(end)
+        : "r5", "r6", "r8", "r9", "r10", "r11", "r12", "cc", "memory");
+}
+
+#endif
+
 /* output = min(max((a * multiplier_a + b * multiplier_b + bias) >> shift, lo), hi); the bias holds the rounding term (halves up).
  * Every product and sum fits int32 by SPEC 5.2. output may be a or b.
  */
@@ -32,6 +71,11 @@ KQGEN_CODE void kq_add_s8(const kq_add *add, const int8_t *a, const int8_t *b, i
             output[i + 2u] = (int8_t)kq_saturated(kq_shift_down(a2 * multiplier_a + b2 * multiplier_b + bias, shift));
             output[i + 3u] = (int8_t)kq_saturated(kq_shift_down(a3 * multiplier_a + b3 * multiplier_b + bias, shift));
         }
+    }
+#elif defined(__GNUC__) && defined(__thumb__)
+    if (count != 0) {
+        add_values(add, a, b, output, count);
+        i = count;
     }
 #endif
     for (; i < count; ++i) {
