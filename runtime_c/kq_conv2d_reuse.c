@@ -105,6 +105,20 @@ KQGEN_CODE static KQ_NOINLINE void pack_channel(const uint32_t *offsets, const i
     }
 }
 
+/* Adds nine taps of two pairs to their sums. */
+static KQ_INLINE void add_nine(const uint8_t *kernel, const uint32_t *first, const uint32_t *second, uint32_t *sum0, uint32_t *sum1)
+{
+    kq_add_tap(kernel[0], first[0], second[0], sum0, sum1);
+    kq_add_tap(kernel[1], first[1], second[1], sum0, sum1);
+    kq_add_tap(kernel[2], first[2], second[2], sum0, sum1);
+    kq_add_tap(kernel[3], first[3], second[3], sum0, sum1);
+    kq_add_tap(kernel[4], first[4], second[4], sum0, sum1);
+    kq_add_tap(kernel[5], first[5], second[5], sum0, sum1);
+    kq_add_tap(kernel[6], first[6], second[6], sum0, sum1);
+    kq_add_tap(kernel[7], first[7], second[7], sum0, sum1);
+    kq_add_tap(kernel[8], first[8], second[8], sum0, sum1);
+}
+
 /* The table of all codewords from packed taps: entry i of codeword i, and of minus it where `negative` is not NULL. */
 KQGEN_CODE static KQ_NOINLINE void build_table(
     const uint8_t *kernels, uint32_t codewords, uint32_t n, const uint32_t *taps, uint32_t *positive, uint32_t *negative)
@@ -118,8 +132,12 @@ KQGEN_CODE static KQ_NOINLINE void build_table(
             uint32_t sum0 = first[n];
             uint32_t sum1 = second[n];
             uint32_t t;
-            for (t = 0; t < n; ++t) {
-                kq_add_tap(kernels[t], first[t], second[t], &sum0, &sum1);
+            if (n == 9u) {
+                add_nine(kernels, first, second, &sum0, &sum1);
+            } else {
+                for (t = 0; t < n; ++t) {
+                    kq_add_tap(kernels[t], first[t], second[t], &sum0, &sum1);
+                }
             }
             positive[pair] = sum0;
             positive[pair + 1u] = sum1;
@@ -135,9 +153,10 @@ KQGEN_CODE static KQ_NOINLINE void build_table(
     }
 }
 
-/* Eight windows side by side: which of the three rows and ten columns they cover lie on the map. */
+/* Eight windows side by side: where the three rows they cover lie, and whether the outer two of their ten columns are on the map. */
 typedef struct {
-    uint32_t rows[3]; /* offset of the second column's first channel in the input, or PADDED */
+    uint32_t rows[3];  /* offset of the second column's first channel in the input */
+    uint32_t steps[3]; /* from one column to the next; 0 where the row is padded */
     uint32_t left, right;
 } slide_view;
 
@@ -151,7 +170,8 @@ KQGEN_CODE static slide_view slide_view_at(const kq_window *window, kq_pixel pix
     uint32_t offset = view.base + window->c_in;
     uint32_t row;
     for (row = 0; row < 3u; ++row) {
-        slide.rows[row] = row - view.row_lo < view.row_hi - view.row_lo ? offset : PADDED;
+        slide.rows[row] = offset;
+        slide.steps[row] = row - view.row_lo < view.row_hi - view.row_lo ? window->c_in : 0;
         offset += (uint32_t)window->w_in * window->c_in;
     }
     slide.left = view.col_lo == 0;
@@ -159,55 +179,56 @@ KQGEN_CODE static slide_view slide_view_at(const kq_window *window, kq_pixel pix
     return slide;
 }
 
-/* Columns 1..8 of three rows as window words (kq_reuse.h) from `words` on; a row's values lie `step` apart, or all in one place. Returns the
- * last value of the third row.
- */
-KQGEN_CODE static KQ_NOINLINE uint32_t fill_columns(
-    uint32_t *words, const int8_t *row0, const int8_t *row1, const int8_t *row2, const uint32_t *step, uint32_t left)
+/* Two int16 in a word, the first in the low half. */
+KQGEN_CODE static inline uint32_t halves(int8_t low, int8_t high)
 {
-    const uint32_t step0 = step[0];
-    const uint32_t step1 = step[1];
-    const uint32_t step2 = step[2];
-    const uint32_t *const last = words + 16;
-    uint32_t before = left & 0xFFFFu;
-    do {
-        const uint32_t x2 = (uint32_t)*row2;
-        words[0] = ((uint32_t)*row0 & 0xFFFFu) | (uint32_t)*row1 << 16;
-        row0 += step0;
-        row1 += step1;
-        words[-1] = before | x2 << 16;
-        row2 += step2;
-        before = x2 & 0xFFFFu;
-        words += 2;
-    } while (words != last);
-    return before;
+    return ((uint32_t)low & 0xFFFFu) | (uint32_t)high << 16;
 }
 
 /* Window words (kq_reuse.h) of one input channel, at which `input` points for the first position. */
-KQGEN_CODE static KQ_NOINLINE void fill_window(
-    const slide_view *slide, uint32_t c_in, const int8_t *input, int8_t pad, uint32_t *words)
+KQGEN_CODE static KQ_NOINLINE void fill_window(const slide_view *slide, const int8_t *input, int8_t pad, uint32_t *words)
 {
-    const int8_t *from[3];
-    uint32_t step[3];
-    uint32_t edge[6];
-    uint32_t row;
-    for (row = 0; row < 3u; ++row) {
-        const uint32_t on = slide->rows[row] != PADDED;
-        from[row] = on ? input + slide->rows[row] : &pad;
-        step[row] = on ? c_in : 0;
-        edge[row] = (uint32_t)(slide->left ? *(from[row] - step[row]) : pad);
-        edge[row + 3u] = (uint32_t)(slide->right ? from[row][8u * step[row]] : pad);
+    const uint32_t step0 = slide->steps[0];
+    const uint32_t step1 = slide->steps[1];
+    const uint32_t step2 = slide->steps[2];
+    const int8_t *row0 = step0 != 0 ? input + slide->rows[0] : &pad;
+    const int8_t *row1 = step1 != 0 ? input + slide->rows[1] : &pad;
+    const int8_t *row2 = step2 != 0 ? input + slide->rows[2] : &pad;
+    const uint32_t *const last = words + 18;
+    int8_t before = pad;
+    words[0] = halves(pad, pad);
+    if (slide->left != 0) {
+        words[0] = halves(*(row0 - step0), *(row1 - step1));
+        before = *(row2 - step2);
     }
-    words[0] = (edge[0] & 0xFFFFu) | edge[1] << 16;
-    words[17] = fill_columns(words + 2, from[0], from[1], from[2], step, edge[2]) | edge[5] << 16;
-    words[18] = (edge[3] & 0xFFFFu) | edge[4] << 16;
-    words[19] = 0;
+    do {
+        words[1] = halves(before, row2[0]);
+        words[2] = halves(row0[0], row1[0]);
+        row0 += step0;
+        row1 += step1;
+        words[3] = halves(row2[0], row2[step2]);
+        words[4] = halves(row0[0], row1[0]);
+        row2 += step2;
+        before = *row2;
+        row0 += step0;
+        row1 += step1;
+        row2 += step2;
+        words += 4;
+    } while (words + 2 != last);
+    if (slide->right != 0) {
+        words[1] = halves(before, *row2);
+        words[2] = halves(*row0, *row1);
+    } else {
+        words[1] = halves(before, pad);
+        words[2] = halves(pad, pad);
+    }
+    words[3] = 0;
 }
 
 /* Four bytes at any address, the first in the lowest bits. */
 KQGEN_CODE static inline uint32_t word_at(const uint8_t *from)
 {
-#if KQ_REUSE_ADDRESSES
+#if defined(__GNUC__) && defined(__thumb2__)
     typedef uint32_t __attribute__((may_alias, aligned(1))) anywhere;
     return *(const anywhere *)(const void *)from;
 #else
@@ -277,16 +298,28 @@ KQGEN_CODE static KQ_NOINLINE void make_lists(
     const kq_conv2d_kq *conv, const reuse_scratch *parts, uint32_t entry, uint32_t entries, uint32_t channels)
 {
     const uint32_t bits = conv->index_bits;
+    const uint32_t mask = ((uint32_t)1 << bits) - 1u;
+    const uint32_t span = entries + KQ_REUSE_EXTRA;
     uint32_t place = kq_reuse_place(parts->tables, parts->tables);
     uint32_t i;
     for (i = 0; i < entries; ++i) {
-        kq_bit_reader reader = kq_bits_at(conv->indices, entry, bits);
+        const kq_bit_reader reader = kq_bits_at(conv->indices, entry, bits);
+        const uint8_t *next = reader.next;
+        uint32_t held = reader.held;
+        uint32_t held_bits = reader.held_bits;
         uint32_t *to = parts->lists + kq_reuse_slot(i);
-        uint32_t o;
-        for (o = 0; o < channels; ++o) {
-            *to = place + kq_bits_next(&reader, bits) * (uint32_t)(KQ_REUSE_ENTRY * sizeof(uint32_t));
-            to += entries + KQ_REUSE_EXTRA;
-        }
+        uint32_t *const stop = to + channels * span;
+        do {
+            while (held_bits < bits) {
+                held |= (uint32_t)*next << held_bits;
+                ++next;
+                held_bits += 8u;
+            }
+            *to = place + (held & mask) * (uint32_t)(KQ_REUSE_ENTRY * sizeof(uint32_t));
+            to += span;
+            held >>= bits;
+            held_bits -= bits;
+        } while (to != stop);
         entry += conv->window.c_out;
         place += parts->rows * KQ_REUSE_ENTRY * (uint32_t)sizeof(uint32_t);
     }
@@ -340,28 +373,35 @@ KQGEN_CODE static void start_sums(const kq_conv2d_kq *conv, uint32_t *accumulato
     }
 }
 
+/* Clamps a result, adds what `to` holds where the layer sums, and stores it there. */
+static KQ_INLINE void put(int32_t scaled, const kq_requant *requant, int8_t *to)
+{
+    *to = (int8_t)kq_summed(requant->sum, kq_clamped(scaled, requant->lo, requant->hi), *to);
+}
+
 /* All output channels of `pixels` pixels, 1..8, from accumulators to `output`. */
 KQGEN_CODE static KQ_NOINLINE void finish(const kq_conv2d_kq *conv, const uint32_t *accumulators, uint32_t pixels, int8_t *output)
 {
     const kq_requant *requant = &conv->requant;
     const uint32_t acc_shift = requant->acc_shift;
     const int32_t zero_point = requant->zero_point;
-    const int32_t lo = requant->lo;
-    const int32_t hi = requant->hi;
-    const kq_add *sum = requant->sum;
     const uint32_t c_out = conv->window.c_out;
     uint32_t o;
     for (o = 0; o < c_out; ++o) {
         const uint32_t multiplier = (uint32_t)requant->multiplier[o];
         const uint32_t shift = requant->shift[o];
+        const uint32_t *const stop = accumulators + (pixels >> 1);
         int8_t *to = output + o;
-        uint32_t pixel;
-        for (pixel = 0; pixel < pixels; ++pixel) {
-            const uint32_t high = accumulators[4u + (pixel >> 1)];
-            const uint32_t acc = (pixel & 1u) != 0 ? high : accumulators[pixel >> 1] - (high << 16);
-            const int32_t scaled = kq_scale(acc, multiplier, shift, acc_shift) + zero_point;
-            *to = (int8_t)kq_summed(sum, kq_clamped(scaled, lo, hi), *to);
+        const uint32_t *pair;
+        for (pair = accumulators; pair != stop; ++pair) {
+            const uint32_t high = pair[4];
+            put(kq_scale(pair[0] - (high << 16), multiplier, shift, acc_shift) + zero_point, requant, to);
             to += c_out;
+            put(kq_scale(high, multiplier, shift, acc_shift) + zero_point, requant, to);
+            to += c_out;
+        }
+        if ((pixels & 1u) != 0) {
+            put(kq_scale(pair[0] - (pair[4] << 16), multiplier, shift, acc_shift) + zero_point, requant, to);
         }
         accumulators += KQ_REUSE_PIXELS;
     }
@@ -400,7 +440,7 @@ KQGEN_CODE void kq_conv2d_reuse_s8(const kq_conv2d_kq *conv, const int8_t *input
                 const int8_t pad = kq_pad(conv->pad_values, conv->pad_value, channel + i);
                 uint32_t *negative = conv->sign != 0 ? table + negated : NULL;
                 if (parts.slides != 0) {
-                    fill_window(&slide, c_in, input + channel + i, pad, parts.lists);
+                    fill_window(&slide, input + channel + i, pad, parts.lists);
                     kq_reuse_slide((const uint32_t *)(const void *)parts.kernels, conv->codewords, parts.lists, table, negative);
                 } else {
                     pack_channel(parts.offsets, input + channel + i, pad, n, parts.lists);
