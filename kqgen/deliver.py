@@ -25,6 +25,7 @@ from kqgen.image import Image, build_image
 from kqgen.intgraph import IntGraph
 from kqgen.plan import Plan, Planning
 from kqgen.planner import make_plan
+from kqgen.reorder import reorder
 from kqgen.report import Measured, Report
 from kqgen.samples import Samples
 from kqgen.toolchain import Toolchain
@@ -66,7 +67,7 @@ def deliver(
     Raises:
         CapacityError: it does not fit the board. ToolchainError: the compiler failed. Nothing has been written then.
     """
-    integers = fuse(integers)
+    integers = reorder(fuse(integers))
     planning = planning or Planning()
     plan = make_plan(integers, board, planning)
     report = reports.build(plan, board, None)
