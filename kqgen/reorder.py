@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kqgen.intgraph import IntGraph, IntNode
+from kqgen.intgraph import IntConv2d, IntGraph, IntNode
 from kqgen.memory import alive_bytes
 
 
 def reorder(graph: IntGraph) -> IntGraph:
     """The graph with every layer that only a later one reads moved to just before that one, wherever this needs less memory.
 
-    Less is: fewer bytes alive where most are, or as many there and fewer in all other steps together.
+    Less is: fewer bytes alive where most are, or as many there and fewer while a multiplication is done: scratch makes layers of many
+    multiplications fast.
     """
     best, price = graph, _price(graph)
     for node in graph.nodes:
@@ -24,7 +25,8 @@ def reorder(graph: IntGraph) -> IntGraph:
 
 def _price(graph: IntGraph) -> tuple[int, int]:
     alive = alive_bytes(graph)
-    return max(alive), sum(alive)
+    work = (node.macs if isinstance(node, IntConv2d) else 0 for node in graph.nodes)
+    return max(alive), sum(held * macs for held, macs in zip(alive, work, strict=True))
 
 
 def _late(nodes: tuple[IntNode, ...], node: IntNode) -> tuple[IntNode, ...]:

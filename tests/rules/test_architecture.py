@@ -26,7 +26,7 @@ ORDER = (
     "planned", "sensitivity", "kq_curves", "allocate_mixes", "allocate",
     "lower", "oracle", "dequantised", "graph_check", "store", "fuse",
     "conv_shape", "form_portable", "form_packed", "form_dsp", "form_mve", "form_reuse", "forms", "schedule",
-    "stream_jobs", "lifetimes", "memory", "plan_check", "stream", "planner",
+    "stream_jobs", "lifetimes", "memory", "reorder", "plan_check", "stream_ways", "stream", "planner",
     # training
     "train_modules", "train_assign", "train_graph", "train_blueprint", "train_integers", "train_model", "train_prepare", "train_data",
     "checkpoint", "train_loop",
