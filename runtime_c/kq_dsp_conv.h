@@ -16,6 +16,13 @@
 #define DSP_EIGHT 8u
 #define DSP_CODEBOOK_BITS 6u
 
+/* For functions that are not called often: as little code as can be. */
+#if defined(__GNUC__)
+#define DSP_SMALL __attribute__((cold, noinline))
+#else
+#define DSP_SMALL
+#endif
+
 /* A layer, and where the parts of its scratch lie. Values of a window are laid out as SPEC 6.5 says: of each row the whole quads, then what is
  * left of all rows.
  */
@@ -427,7 +434,7 @@ KQGEN_CODE static KQ_NOINLINE void settle_row(const kq_requant *requant, const i
 /* Output channels first..first+channels-1 of `pixels` pixels, 2 or 1, whose windows are widened, by way of two rows in scratch; `to` is where the
  * first pixel's first result goes.
  */
-KQGEN_CODE static KQ_NOINLINE void convolve_by_rows(
+KQGEN_CODE static DSP_SMALL void convolve_by_rows(
     const dsp_layer *layer, uint32_t first, uint32_t channels, uint32_t pixels, int8_t *to)
 {
     const kq_requant *requant = layer->requant;
@@ -511,7 +518,7 @@ KQGEN_CODE static KQ_NOINLINE void convolve(const dsp_layer *layer, uint32_t fir
  * whose windows may not fill their quads. `ready`: SPEC 3.2 is one multiplication by m * 2^(16 + acc_shift - shift) wherever that is an integer
  * below 2^31.
  */
-KQGEN_CODE static void prepare_groups(dsp_layer *layer, uint32_t first, uint32_t channels)
+KQGEN_CODE static DSP_SMALL void prepare_groups(dsp_layer *layer, uint32_t first, uint32_t channels)
 {
     const kq_requant *requant = layer->requant;
     const uint32_t base = 16u + requant->acc_shift;
@@ -543,7 +550,7 @@ KQGEN_CODE static void prepare_groups(dsp_layer *layer, uint32_t first, uint32_t
 }
 
 /* Fills a layer but for what `groups` holds, with the parts of scratch up to the groups laid out from `scratch` on. */
-KQGEN_CODE static void lay_out(dsp_layer *layer, const int8_t *pad_values, int8_t pad_value, int8_t *scratch)
+KQGEN_CODE static DSP_SMALL void lay_out(dsp_layer *layer, const int8_t *pad_values, int8_t pad_value, int8_t *scratch)
 {
     const kq_window *window = layer->window;
     const uint32_t c_in = window->c_in;
@@ -586,7 +593,7 @@ KQGEN_CODE static uint32_t *channel_words(const dsp_layer *layer, uint32_t chann
 }
 
 /* The next `count` weights of a table, 0 to 4, as a quad; those that are missing are 0. */
-KQGEN_CODE static KQ_NOINLINE uint32_t next_weights(kq_bit_reader *reader, uint32_t bits, uint32_t count)
+KQGEN_CODE static DSP_SMALL uint32_t next_weights(kq_bit_reader *reader, uint32_t bits, uint32_t count)
 {
     uint32_t quad = 0;
     uint32_t at;
@@ -597,7 +604,7 @@ KQGEN_CODE static KQ_NOINLINE uint32_t next_weights(kq_bit_reader *reader, uint3
 }
 
 /* Widens the uniform weights of `channels` output channels, which `reader` stands at. */
-KQGEN_CODE static void widen_uniform(const dsp_layer *layer, kq_bit_reader *reader, uint32_t bits, uint32_t channels)
+KQGEN_CODE static DSP_SMALL void widen_uniform(const dsp_layer *layer, kq_bit_reader *reader, uint32_t bits, uint32_t channels)
 {
     uint32_t o;
     for (o = 0; o < channels; ++o) {
@@ -708,7 +715,7 @@ KQGEN_CODE static const int8_t *codeword_bytes(const dsp_kernels *kernels, const
 }
 
 /* The kernel that an index names, its sign left out, as bytes: where the book holds it, or in `own`. */
-KQGEN_CODE static KQ_NOINLINE const int8_t *kernel_bytes(const dsp_kernels *kernels, uint32_t index, int8_t *own)
+KQGEN_CODE static DSP_SMALL const int8_t *kernel_bytes(const dsp_kernels *kernels, uint32_t index, int8_t *own)
 {
     const kq_conv2d_kq *conv = kernels->conv;
     const uint32_t stage_bits = kernels->code_bits >> (conv->stages - 1u);
@@ -760,7 +767,7 @@ static KQ_INLINE void widen_kernels(
 }
 
 /* Puts a reader before index number `entry`. */
-KQGEN_CODE static KQ_NOINLINE void start_indices(kq_bit_reader *reader, const kq_conv2d_kq *conv, uint32_t entry)
+KQGEN_CODE static DSP_SMALL void start_indices(kq_bit_reader *reader, const kq_conv2d_kq *conv, uint32_t entry)
 {
     *reader = kq_bits_at(conv->indices, entry, conv->index_bits);
 }
@@ -822,7 +829,7 @@ KQGEN_CODE static KQ_NOINLINE void widen_quads_of_kernels(
 }
 
 /* As widen_quads_of_kernels for any number of input channels: value by value, to the place SPEC 6.5 gives it. */
-KQGEN_CODE static KQ_NOINLINE void widen_single_kernels(
+KQGEN_CODE static DSP_SMALL void widen_single_kernels(
     const dsp_layer *layer, const dsp_kernels *kernels, uint32_t first, uint32_t channels)
 {
     const kq_conv2d_kq *conv = kernels->conv;
