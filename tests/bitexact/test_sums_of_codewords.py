@@ -25,8 +25,6 @@ from kqgen.plan import Form
 from kqgen.targets import join_inputs
 from kqgen.toolchain import find_toolchain
 
-PLAIN_LAYERS = ("stem", "narrow", "one_word")
-
 
 def at_the_bound() -> IntGraph:
     """One layer whose every kernel sums to exactly 255, by codewords of 31 and -31 that alone may pass that; signs alternate."""
@@ -74,7 +72,11 @@ def inputs_of(graph: IntGraph, count: int) -> tuple[Int8, ...]:
 
 def write(graph: IntGraph, folder: Path, form: Form, board: str) -> Path:
     """The generated sources, plain indices in the given form."""
-    forms: dict[str, Form] = {node.name: form for node in graph.nodes if node.name in PLAIN_LAYERS}
+    forms: dict[str, Form] = {
+        node.name: form
+        for node in graph.nodes
+        if isinstance(node, IntConv2d) and isinstance(node.weights, KqWeights) and not graph.codebook(node.weights.codebook).additive
+    }
     golden = nets.make_golden(graph, nets.random_inputs(graph, 1))
     return nets.write(emit(nets.make_plan(graph, forms), load_board(board), golden, Meta("kqgen", "")), folder)
 
