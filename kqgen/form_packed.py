@@ -69,15 +69,15 @@ class Costs:
 
 
 M0 = Costs(
-    nine=161, tap=16, group=43, octet=296, pixel=108, position=62, single=109, channel=89, sum_channel=109,
-    three=14, three_row=20, three_pixel=90, word=9.05, word_tap=45, word_pixel=65,
-    along=4.25, along_row=31, along_pixel=151, border_row=190, piece=119,
+    nine=161, tap=16, group=43, octet=296, pixel=108, position=52, single=109, channel=89, sum_channel=109,
+    three=14, three_row=20, three_pixel=49, word=9.05, word_tap=45, word_pixel=105,
+    along=4.25, along_row=31, along_pixel=104, border_row=190, piece=119,
     kernel=94, pack=10.5, pack_value=6.5, unpack=98, unpack_value=18, add_value=9, codebook_value=10.8, weight=27, six_bits=13, table=78,
 )  # fmt: skip
 M3 = Costs(
-    nine=161, tap=16, group=44, octet=282, pixel=81, position=50, single=93, channel=66, sum_channel=81,
-    three=12.5, three_row=20, three_pixel=70, word=8.06, word_tap=15, word_pixel=58,
-    along=4, along_row=24, along_pixel=118, border_row=175, piece=82,
+    nine=161, tap=16, group=44, octet=282, pixel=81, position=42, single=93, channel=66, sum_channel=81,
+    three=12.5, three_row=20, three_pixel=40, word=8.06, word_tap=15, word_pixel=90,
+    along=4, along_row=24, along_pixel=82, border_row=175, piece=82,
     kernel=80, pack=10, pack_value=5.5, unpack=85, unpack_value=12.7, add_value=6, codebook_value=7, weight=20, six_bits=9, table=45,
 )  # fmt: skip
 CORES = {"m0": M0, "m0p": M0, "m3": M3}
@@ -213,7 +213,7 @@ def _windows_cycles(shape: ConvShape, costs: Costs, layout: Layout) -> float:
     if layout.groups > 1 and layout.taps != row:
         return shape.pixels * (200 + max(layout.groups, rows) * costs.piece + shape.taps * costs.along)
     plain = costs.along_pixel + rows * (costs.along_row + row * costs.along)
-    return inside * plain + border * (110 + rows * (costs.border_row + row * costs.along))
+    return inside * plain + border * (150 + rows * (costs.border_row + row * costs.along))
 
 
 def _weights_cycles(shape: ConvShape, costs: Costs, strip: int, tried: int) -> float:

@@ -21,6 +21,9 @@ typedef struct {
     uint32_t taps; /* of a group; the last group may have fewer */
     uint32_t span; /* words of a group's taps: `taps`, or one more so that it is even; 9 stays 9 */
     uint32_t octets; /* of a tile */
+    uint32_t row_step;  /* bytes from one row of the input to the next */
+    uint32_t gap_bytes; /* behind each row of a window laid along, where groups end with rows, or there is but one */
+    uint32_t columns;   /* places of a window between both ends of a row, 0 where lay_inside does not serve */
     uint32_t *stream;
     uint32_t *weights;
     uint32_t *tables;
@@ -73,20 +76,27 @@ KQGEN_CODE static KQ_NOINLINE int8_t *split_scratch(packed_layer *layer, const i
     const uint32_t c_in = layer->window->c_in;
     int8_t *pad;
     uint32_t column;
+    const uint32_t row = layer->window->k_w * c_in;
+    const uint32_t w_in = layer->window->w_in;
+    const uint32_t k_w = layer->window->k_w;
+    const int plain = layer->by_channel != 0 ? k_w == 3u : layer->taps == row || layer->groups == 1u;
     layer->octets = (layer->window->tile + 7u) >> 3;
+    layer->row_step = w_in * c_in;
+    layer->gap_bytes = layer->taps == row ? 4u * (layer->span - row + KQ_LANE_WORDS) : 0;
+    layer->columns = plain && w_in >= k_w ? w_in - k_w + 1u : 0;
     layer->stream = scratch;
     layer->weights = layer->stream + layer->groups * (layer->span + KQ_LANE_WORDS);
     layer->tables = layer->weights + layer->octets * octet_words(layer);
     layer->pads = (int8_t *)(layer->tables + layer->octets * KQ_LANE_TABLE);
     pad = layer->pads;
-    for (column = 0; column < layer->window->k_w; ++column) {
+    for (column = 0; column < k_w; ++column) {
         uint32_t i;
         for (i = 0; i < c_in; ++i) {
             *pad = kq_pad(pad_values, pad_value, i);
             ++pad;
         }
     }
-    return layer->pads + ((layer->window->k_w * c_in + 3u) & ~(uint32_t)3u);
+    return layer->pads + ((row + 3u) & ~(uint32_t)3u);
 }
 
 /* Clears the weights of a tile: what stays so is a missing channel or tap. */
@@ -308,16 +318,10 @@ KQGEN_CODE static KQ_NOINLINE void lay_by_channel(const packed_layer *layer, con
     const uint32_t k_w = window->k_w;
     const uint32_t k_h = window->k_h;
     const uint32_t apart = layer->span + KQ_LANE_WORDS;
-    const uint32_t row_step = (uint32_t)window->w_in * c_in;
-    const int8_t *from = layer->input + view->base;
     uint32_t *to = layer->stream;
     uint32_t row;
-    if (k_w == 3u && view->col_lo == 0 && view->col_hi == 3u && view->row_lo == 0 && view->row_hi == k_h) {
-        kq_widen_threes(to, 4u * apart, from, c_in, k_h, row_step);
-        return;
-    }
     for (row = 0; row < k_h; ++row) {
-        uint32_t at = view->base + row * row_step;
+        uint32_t at = view->base + row * layer->row_step;
         uint32_t column;
         for (column = 0; column < k_w; ++column) {
             const int8_t *values = kq_on_map(view, row, column) ? layer->input + at : layer->pads;
@@ -365,15 +369,9 @@ KQGEN_CODE static KQ_NOINLINE void lay_along(const packed_layer *layer, const kq
     const uint32_t whole = window->k_w * c_in;
     const uint32_t left = view->col_lo * c_in;
     const uint32_t run = view->col_hi * c_in - left;
-    const uint32_t row_step = (uint32_t)window->w_in * c_in;
     packed_cursor cursor = {layer->stream, layer->taps};
     uint32_t at = view->base + left;
     uint32_t row;
-    if (run == whole && view->row_hi - view->row_lo == k_h && (layer->taps == whole || layer->groups == 1u)) {
-        const uint32_t gap = layer->taps == whole ? layer->span - whole + KQ_LANE_WORDS : 0;
-        (void)widen_rows(cursor.to, layer->input + at, whole, k_h, row_step, 4u * gap);
-        return;
-    }
     for (row = 0; row < k_h; ++row) {
         if (row - view->row_lo < view->row_hi - view->row_lo && run != 0) {
             widen_along(layer, &cursor, layer->pads, left);
@@ -382,7 +380,19 @@ KQGEN_CODE static KQ_NOINLINE void lay_along(const packed_layer *layer, const kq
         } else {
             widen_along(layer, &cursor, layer->pads, whole);
         }
-        at += row_step;
+        at += layer->row_step;
+    }
+}
+
+/* Lays out a window that lies on the map, its first value at `from`, where the layer allows that without looking (`columns`). */
+KQGEN_CODE static KQ_NOINLINE void lay_inside(const packed_layer *layer, const int8_t *from)
+{
+    const kq_window *window = layer->window;
+    const uint32_t c_in = window->c_in;
+    if (layer->by_channel != 0) {
+        kq_widen_threes(layer->stream, 4u * (layer->span + KQ_LANE_WORDS), from, c_in, window->k_h, layer->row_step);
+    } else {
+        (void)widen_rows(layer->stream, from, window->k_w * c_in, window->k_h, layer->row_step, layer->gap_bytes);
     }
 }
 
@@ -445,15 +455,21 @@ KQGEN_CODE static KQ_NOINLINE void convolve_tile(const packed_layer *layer, uint
     for (y = 0; y < window->h_out; ++y) {
         int32_t left = 0 - (int32_t)window->pad_left;
         kq_view view;
+        uint32_t inside;
         uint32_t x;
         kq_valid_taps(top, window->k_h, window->h_in, &view.row_lo, &view.row_hi);
+        inside = view.row_hi - view.row_lo == window->k_h;
         view.base = ((uint32_t)top * window->w_in + (uint32_t)left) * window->c_in;
         for (x = 0; x < window->w_out; ++x) {
-            kq_valid_taps(left, window->k_w, window->w_in, &view.col_lo, &view.col_hi);
-            if (layer->by_channel != 0) {
-                lay_by_channel(layer, &view);
+            if (inside != 0 && (uint32_t)left < layer->columns) {
+                lay_inside(layer, layer->input + view.base);
             } else {
-                lay_along(layer, &view);
+                kq_valid_taps(left, window->k_w, window->w_in, &view.col_lo, &view.col_hi);
+                if (layer->by_channel != 0) {
+                    lay_by_channel(layer, &view);
+                } else {
+                    lay_along(layer, &view);
+                }
             }
             convolve_pixel(layer, &job, first, channels, to);
             to += window->c_out;
