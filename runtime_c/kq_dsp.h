@@ -16,7 +16,8 @@ static KQ_INLINE uint32_t kq_quad_at(const int8_t *from)
     typedef uint32_t __attribute__((may_alias, aligned(1))) anywhere;
     return *(const anywhere *)from;
 #else
-    return (uint32_t)(uint8_t)from[0] | (uint32_t)(uint8_t)from[1] << 8 | (uint32_t)(uint8_t)from[2] << 16 | (uint32_t)(uint8_t)from[3] << 24;
+    const uint32_t low = (uint32_t)(uint8_t)from[0] | (uint32_t)(uint8_t)from[1] << 8;
+    return low | (uint32_t)(uint8_t)from[2] << 16 | (uint32_t)(uint8_t)from[3] << 24;
 #endif
 }
 

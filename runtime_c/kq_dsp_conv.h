@@ -1,8 +1,8 @@
 /* Convolution on cores with the DSP extension (SPEC 6.5): weights of a tile of output channels widened to int16 once, then four output
  * channels by two pixels at a time. Both ways of storing weights are here because they share all but the widening of the weights.
  *
- * The file that includes this gets a copy of its own of what follows; DSP_DUAL, defined before, chooses the order of instructions for cores that
- * issue two at once.
+ * The file that includes this gets a copy of its own of what follows; DSP_DUAL, defined before, chooses the order of instructions for cores
+ * that issue two at once.
  */
 #ifndef KQ_DSP_CONV_H
 #define KQ_DSP_CONV_H
@@ -23,8 +23,8 @@
 #define DSP_SMALL
 #endif
 
-/* A layer, and where the parts of its scratch lie. Values of a window are laid out as SPEC 6.5 says: of each row the whole quads, then what is
- * left of all rows.
+/* A layer, and where the parts of its scratch lie. Values of a window are laid out as SPEC 6.5 says: of each row the whole quads, then what
+ * is left of all rows.
  */
 typedef struct {
     const kq_window *window;
@@ -60,9 +60,9 @@ typedef struct {
  */
 #if defined(DSP_DUAL)
 
-/* In the order of the multiplications, each word loaded right after the last use of its register, two multiplications at least before the next:
- * 8 cycles on a Cortex-M7, whose loads pair with multiplications. x and weights of a step are loaded in the step before it, those of a first
- * step by DSP_AHEAD; the last step so loads words behind its operands, which lie in the scratch too.
+/* In the order of the multiplications, each word loaded right after the last use of its register, two multiplications at least before the
+ * next: 8 cycles on a Cortex-M7, whose loads pair with multiplications. x and weights of a step are loaded in the step before it, those of a
+ * first step by DSP_AHEAD; the last step so loads words behind its operands, which lie in the scratch too.
  */
 #define DSP_AHEAD "ldr r2, [r0, #4]\n ldr r3, [r0, #8]\n ldr r4, [r1, #4]\n ldr r5, [r1, #8]\n"
 #define DSP_FRONT(w2, w3) \
@@ -126,16 +126,16 @@ typedef struct {
 
 /* The dot products of groups of four output channels with the windows of two pixels.
  *
- * A group of `weights` is four biases, then for each step (two values of a window) a word a channel, then four multipliers. `x` holds for each
- * step a word a pixel; steps are an even number, at least 2. `x_last` is the last word of x, `x_eights` the last word of its whole eights of
- * steps (the word before x where there is none), `w_last` the last word of the last group.
+ * A group of `weights` is four biases, then for each step (two values of a window) a word a channel, then four multipliers. `x` holds for
+ * each step a word a pixel; steps are an even number, at least 2. `x_last` is the last word of x, `x_eights` the last word of its whole
+ * eights of steps (the word before x where there is none), `w_last` the last word of the last group.
  * to0 and to1 get four int8 a group: int8 saturation of zero_point + (acc * multiplier + 2^31) / 2^32 rounded down, multiplier 0..2^31-1.
  * Where to1 is NULL one group is computed and its accumulators go to to0 as eight int32, a channel's two pixels side by side.
  * Sums are modulo 2^32.
  * Fourteen registers are in use, so the arguments stay on the stack: x, weights, to0, to1 at 0..12, the others from 52 on. */
 KQGEN_CODE static __attribute__((naked, noinline, used)) void dsp_groups(
-    DSP_UNSEEN const uint32_t *x, DSP_UNSEEN const uint32_t *weights, DSP_UNSEEN void *to0, DSP_UNSEEN int8_t *to1, DSP_UNSEEN const uint32_t *x_eights,
-    DSP_UNSEEN const uint32_t *x_last, DSP_UNSEEN const uint32_t *w_last, DSP_UNSEEN int32_t zero_point)
+    DSP_UNSEEN const uint32_t *x, DSP_UNSEEN const uint32_t *weights, DSP_UNSEEN void *to0, DSP_UNSEEN int8_t *to1,
+    DSP_UNSEEN const uint32_t *x_eights, DSP_UNSEEN const uint32_t *x_last, DSP_UNSEEN const uint32_t *w_last, DSP_UNSEEN int32_t zero_point)
 {
     __asm__ volatile(
         "push {r0-r11, lr}\n"
@@ -409,7 +409,7 @@ KQGEN_CODE static KQ_NOINLINE void widen_nines(uint32_t *to, const int8_t *from,
     to[26] = rest1 & 0xFFFFu;
 }
 
-/* Results of output channels first..first+channels-1 of one pixel from int8 `row`: limited, added to what `to` holds where the layer sums, stored. */
+/* Limits `channels` results of one pixel that `row` holds, adds them to what `to` holds where the layer sums, and stores them there. */
 KQGEN_CODE static KQ_NOINLINE void settle_row(const kq_requant *requant, const int8_t *row, uint32_t channels, int8_t *to)
 {
     const int32_t lo = requant->lo;
@@ -431,8 +431,8 @@ KQGEN_CODE static KQ_NOINLINE void settle_row(const kq_requant *requant, const i
     }
 }
 
-/* Output channels first..first+channels-1 of `pixels` pixels, 2 or 1, whose windows are widened, by way of two rows in scratch; `to` is where the
- * first pixel's first result goes.
+/* Output channels first..first+channels-1 of `pixels` pixels, 2 or 1, whose windows are widened, by way of two rows in scratch; `to` is where
+ * the first pixel's first result goes.
  */
 KQGEN_CODE static DSP_SMALL void convolve_by_rows(
     const dsp_layer *layer, uint32_t first, uint32_t channels, uint32_t pixels, int8_t *to)
@@ -514,9 +514,9 @@ KQGEN_CODE static KQ_NOINLINE void convolve(const dsp_layer *layer, uint32_t fir
     }
 }
 
-/* Writes biases and multipliers of the groups of output channels first..first+channels-1, and zeros as weights of a group that is not full or
- * whose windows may not fill their quads. `ready`: SPEC 3.2 is one multiplication by m * 2^(16 + acc_shift - shift) wherever that is an integer
- * below 2^31.
+/* Writes biases and multipliers of the groups of output channels first..first+channels-1, and zeros as weights of a group that is not full
+ * or whose windows may not fill their quads. `ready`: SPEC 3.2 is one multiplication by m * 2^(16 + acc_shift - shift) wherever that is an
+ * integer below 2^31.
  */
 KQGEN_CODE static DSP_SMALL void prepare_groups(dsp_layer *layer, uint32_t first, uint32_t channels)
 {
@@ -703,7 +703,7 @@ KQGEN_CODE static KQ_NOINLINE void unpack_values(const uint8_t *codebook, uint32
     }
 }
 
-/* The codeword that is `code` of a stage, whose first stands in the codebook as number `start`, as bytes: where the book holds it, or in `own`. */
+/* Codeword `code` of a stage as bytes, where the book holds it, or in `own`; the stage's first is number `start` of the codebook. */
 KQGEN_CODE static const int8_t *codeword_bytes(const dsp_kernels *kernels, const int8_t *book, uint32_t start, uint32_t code, int8_t *own)
 {
     const uint32_t n = kernels->n;
@@ -733,8 +733,8 @@ KQGEN_CODE static DSP_SMALL const int8_t *kernel_bytes(const dsp_kernels *kernel
     return first;
 }
 
-/* Widens two kernels of one output channel, of input channels two apart in a quad: their words of tap after tap lie `step` apart. Flips: all
- * bits set to negate.
+/* Widens two kernels of one output channel, of input channels two apart in a quad: their words of tap after tap lie `step` apart. Flips:
+ * all bits set to negate.
  */
 static KQ_INLINE void widen_kernels(
     uint32_t *to, uint32_t step, const int8_t *low, const int8_t *high, uint32_t n, uint32_t low_flip, uint32_t high_flip)
@@ -772,15 +772,28 @@ KQGEN_CODE static DSP_SMALL void start_indices(kq_bit_reader *reader, const kq_c
     *reader = kq_bits_at(conv->indices, entry, conv->index_bits);
 }
 
-/* Reads the next `count` indices. */
+/* Reads the next `count` indices: kq_bits_next, in line in every build. */
 KQGEN_CODE static KQ_NOINLINE void read_indices(kq_bit_reader *reader, uint32_t bits, uint32_t count, uint32_t *indices)
 {
-    kq_bit_reader own = *reader;
-    uint32_t i;
-    for (i = 0; i < count; ++i) {
-        indices[i] = kq_bits_next(&own, bits);
+    const uint32_t mask = ((uint32_t)1 << bits) - 1u;
+    const uint8_t *next = reader->next;
+    uint32_t held = reader->held;
+    uint32_t held_bits = reader->held_bits;
+    const uint32_t *end = indices + count;
+    while (indices != end) {
+        while (held_bits < bits) {
+            held |= (uint32_t)*next << held_bits;
+            ++next;
+            held_bits += 8u;
+        }
+        *indices = held & mask;
+        ++indices;
+        held >>= bits;
+        held_bits -= bits;
     }
-    *reader = own;
+    reader->next = next;
+    reader->held = held;
+    reader->held_bits = held_bits;
 }
 
 /* Widens the kernels of output channels first..first+channels-1 where input channels fill whole quads. */
@@ -862,7 +875,7 @@ KQGEN_CODE static DSP_SMALL void widen_single_kernels(
     }
 }
 
-/* Indexed kernels (SPEC 6.5); scratch as SPEC 6.4. window.tile: output channels, at least 1; strip: 1 where the codebook is unpacked first. */
+/* Indexed kernels (SPEC 6.5); scratch as SPEC 6.4. window.tile: output channels, at least 1; strip: 1 unpacks the codebook first. */
 KQGEN_CODE static void dsp_indexed(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch)
 {
     const kq_window *window = &conv->window;
