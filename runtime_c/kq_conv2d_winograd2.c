@@ -75,7 +75,8 @@ KQGEN_CODE static KQ_NOINLINE void spread_rows(const uint32_t *columns, uint32_t
 }
 
 /* See kq_winograd.h. */
-KQGEN_CODE static KQ_NOINLINE void spread_columns(const int8_t *at, uint32_t row_bytes, uint32_t column_bytes, uint32_t *columns, uint32_t count)
+KQGEN_CODE static KQ_NOINLINE void spread_columns(
+    const int8_t *at, uint32_t row_bytes, uint32_t column_bytes, uint32_t *columns, uint32_t count)
 {
     uint32_t left;
     for (left = count; left != 0; --left) {

@@ -1,8 +1,8 @@
 /* Form `winograd4` (SPEC 6.5): F(4x4,3x3), 36 products for 16 output pixels of one kernel where 144 are usual.
  *
  * Points 0, 1, -1, 2, -2 and infinity. Kernels are transformed by whole numbers, G = (1,0,0; 1,1,1; 1,-1,1; 1,2,4; 1,-2,4; 0,0,1); what
- * Winograd's own G has beyond that, 1/24 (6, -4, -4, 1, 1, 24), goes into the transform of the sums, which come out 24 * 24 times too large,
- * all modulo 2^32. They are divided exactly: 64 by a shift, 9 by its inverse modulo 2^32.
+ * Winograd's own G has beyond that, 1/24 (6, -4, -4, 1, 1, 24), goes into the transform of the sums, which come out 24 * 24 times too
+ * large, all modulo 2^32. They are divided exactly: 64 by a shift, 9 by its inverse modulo 2^32.
  * A value of a transformed kernel stays within 49 * 62 = 3038, one of a patch within 100 * 128 = 12800: both are int16.
  */
 #define KQ_SIDE 4u
@@ -147,7 +147,8 @@ KQGEN_CODE static KQ_NOINLINE void spread_rows(const uint32_t *columns, uint32_t
 }
 
 /* See kq_winograd.h. */
-KQGEN_CODE static KQ_NOINLINE void spread_columns(const int8_t *at, uint32_t row_bytes, uint32_t column_bytes, uint32_t *columns, uint32_t count)
+KQGEN_CODE static KQ_NOINLINE void spread_columns(
+    const int8_t *at, uint32_t row_bytes, uint32_t column_bytes, uint32_t *columns, uint32_t count)
 {
     uint32_t left;
     for (left = count; left != 0; --left) {

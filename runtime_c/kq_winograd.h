@@ -27,7 +27,8 @@
 #define KQ_ANY_ADDRESS 0
 #endif
 
-/* A layer on its way; the parts of scratch as SPEC 6.4. Words hold two int16: channels c and c + 2 of four in a row, then c + 1 and c + 3. */
+/* A layer on its way; the parts of scratch as SPEC 6.4. Words hold two int16: channels c and c + 2 of four in a row, then c + 1 and c + 3.
+ */
 typedef struct {
     const kq_conv2d_kq *conv;
     const int8_t *input;
@@ -194,7 +195,8 @@ static KQ_INLINE uint32_t kq_odd_bytes(uint32_t word)
 }
 
 /* Stores the pixels of a tile that lie on the map, one output channel, from values within int8: rows of KQ_SIDE of them. */
-KQGEN_CODE static KQ_NOINLINE void kq_store_values(const kq_winograd *run, const uint32_t *values, uint32_t channel, const kq_place *place)
+KQGEN_CODE static KQ_NOINLINE void kq_store_values(
+    const kq_winograd *run, const uint32_t *values, uint32_t channel, const kq_place *place)
 {
     const kq_window *window = &run->conv->window;
     const kq_add *sum = run->conv->requant.sum;
@@ -230,8 +232,8 @@ KQGEN_CODE static KQ_NOINLINE void kq_store_values(const kq_winograd *run, const
     } while (values != last);
 }
 
-/* Requantises the pixels of a tile, one output channel, and stores those that lie on the map; where the layer sums, adds what is there (SPEC
- * 3.2, 5.8). `totals`, KQ_SIDE rows of as many, times `inverse` modulo 2^32 are the pixels' sums without the bias. The rounding takes the
+/* Requantises the pixels of a tile, one output channel, and stores those that lie on the map; where the layer sums, adds what is there
+ * (SPEC 3.2, 5.8). `totals`, KQ_SIDE rows of as many, times `inverse` modulo 2^32 are the pixels' sums without the bias. The rounding takes the
  * zero point along: |acc * multiplier / 2^16| <= 2^30, rounding and zero point stay within 2^29 + 2^21.
  */
 static KQ_INLINE void kq_store_pixels(const kq_winograd *run, uint32_t *totals, uint32_t channel, const kq_place *place, uint32_t inverse)
@@ -278,8 +280,8 @@ static KQ_INLINE void kq_store_pixels(const kq_winograd *run, uint32_t *totals, 
 /* Transforms one kernel of two channels and stores the value of each position `step` words after the one before. */
 static void transform_kernel(const kq_kernel *low, const kq_kernel *high, uint32_t *to, uint32_t step);
 
-/* Transforms `count` columns of a patch of four channels: KQ_PATCH words in a column, row_bytes apart, columns `column_bytes` apart. Channels
- * 0 and 2 go to columns[row * KQ_PATCH + column], channels 1 and 3 KQ_POSITIONS words further.
+/* Transforms `count` columns of a patch of four channels: KQ_PATCH words in a column, row_bytes apart, columns `column_bytes` apart.
+ * Channels 0 and 2 go to columns[row * KQ_PATCH + column], channels 1 and 3 KQ_POSITIONS words further.
  */
 static void spread_columns(const int8_t *at, uint32_t row_bytes, uint32_t column_bytes, uint32_t *columns, uint32_t count);
 
@@ -299,10 +301,11 @@ KQGEN_CODE static KQ_NOINLINE uint32_t kq_pad_word(const kq_conv2d_kq *conv, uin
                                     : (uint8_t)conv->pad_value * 0x01010101u;
 }
 
-/* Four channels, from `channel` on, of the columns of a patch that lie on the map, into words[row][column]: of a patch with rows off the map,
- * or that cannot be read by words.
+/* Four channels, from `channel` on, of the columns of a patch that lie on the map, into words[row][column]: of a patch with rows off the
+ * map, or that cannot be read by words.
  */
-KQGEN_CODE static KQ_NOINLINE void kq_border_patch(const kq_winograd *run, const kq_view *view, uint32_t channel, uint32_t pads, uint32_t *words)
+KQGEN_CODE static KQ_NOINLINE void kq_border_patch(
+    const kq_winograd *run, const kq_view *view, uint32_t channel, uint32_t pads, uint32_t *words)
 {
     const uint32_t c_in = run->conv->window.c_in;
     const uint32_t row_bytes = run->conv->window.w_in * c_in;

@@ -25,7 +25,7 @@ ORDER = (
     "calibrate", "cluster", "cluster_pairs", "kq_uniform", "kq_layers", "kq_moments", "kq_fit", "kq_simulate", "kq_blocks", "post_training",
     "planned", "sensitivity", "kq_curves", "allocate_mixes", "allocate",
     "lower", "oracle", "dequantised", "graph_check", "store", "fuse",
-    "conv_shape", "form_portable", "form_packed", "form_dsp", "form_mve", "form_reuse", "forms", "schedule",
+    "conv_shape", "form_portable", "form_packed", "form_dsp", "form_mve", "form_reuse", "form_winograd", "forms", "schedule",
     "stream_jobs", "lifetimes", "memory", "reorder", "plan_check", "stream_ways", "stream", "planner",
     # training
     "train_modules", "train_assign", "train_graph", "train_blueprint", "train_integers", "train_model", "train_prepare", "train_data",
