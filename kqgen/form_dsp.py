@@ -51,7 +51,7 @@ NINES_CYCLES = 60.0
 # Of a window that fills no quads by whole channels: widened value by value.
 COPIED_VALUE_CYCLES = 16.0
 # Of a kernel and its taps whose codeword is at hand, of a codeword's value unpacked alone, and with all others.
-KERNEL_CYCLES = 46.0
+KERNEL_CYCLES = 64.0
 TAP_CYCLES = 6.0
 SINGLE_VALUE_CYCLES = 48.0
 BOOK_VALUE_CYCLES = 5.5

@@ -61,8 +61,8 @@ typedef struct {
 #if defined(DSP_DUAL)
 
 /* In the order of the multiplications, each word loaded right after the last use of its register, two multiplications at least before the
- * next: 8 cycles on a Cortex-M7, whose loads pair with multiplications. x and weights of a step are loaded in the step before it, those of a
- * first step by DSP_AHEAD; the last step so loads words behind its operands, which lie in the scratch too.
+ * next: 8 cycles on a Cortex-M7, whose loads pair with multiplications. x and weights of a step are loaded in the step before it, those of
+ * a first step by DSP_AHEAD; the last step so loads words behind its operands, which lie in the scratch too.
  */
 #define DSP_AHEAD "ldr r2, [r0, #4]\n ldr r3, [r0, #8]\n ldr r4, [r1, #4]\n ldr r5, [r1, #8]\n"
 #define DSP_FRONT(w2, w3) \
@@ -135,7 +135,8 @@ typedef struct {
  * Fourteen registers are in use, so the arguments stay on the stack: x, weights, to0, to1 at 0..12, the others from 52 on. */
 KQGEN_CODE static __attribute__((naked, noinline, used)) void dsp_groups(
     DSP_UNSEEN const uint32_t *x, DSP_UNSEEN const uint32_t *weights, DSP_UNSEEN void *to0, DSP_UNSEEN int8_t *to1,
-    DSP_UNSEEN const uint32_t *x_eights, DSP_UNSEEN const uint32_t *x_last, DSP_UNSEEN const uint32_t *w_last, DSP_UNSEEN int32_t zero_point)
+    DSP_UNSEEN const uint32_t *x_eights, DSP_UNSEEN const uint32_t *x_last, DSP_UNSEEN const uint32_t *w_last,
+    DSP_UNSEEN int32_t zero_point)
 {
     __asm__ volatile(
         "push {r0-r11, lr}\n"
@@ -431,8 +432,8 @@ KQGEN_CODE static KQ_NOINLINE void settle_row(const kq_requant *requant, const i
     }
 }
 
-/* Output channels first..first+channels-1 of `pixels` pixels, 2 or 1, whose windows are widened, by way of two rows in scratch; `to` is where
- * the first pixel's first result goes.
+/* Output channels first..first+channels-1 of `pixels` pixels, 2 or 1, whose windows are widened, by way of two rows in scratch; `to` is
+ * where the first pixel's first result goes.
  */
 KQGEN_CODE static DSP_SMALL void convolve_by_rows(
     const dsp_layer *layer, uint32_t first, uint32_t channels, uint32_t pixels, int8_t *to)
@@ -715,7 +716,7 @@ KQGEN_CODE static const int8_t *codeword_bytes(const dsp_kernels *kernels, const
 }
 
 /* The kernel that an index names, its sign left out, as bytes: where the book holds it, or in `own`. */
-KQGEN_CODE static DSP_SMALL const int8_t *kernel_bytes(const dsp_kernels *kernels, uint32_t index, int8_t *own)
+KQGEN_CODE static KQ_NOINLINE const int8_t *kernel_bytes(const dsp_kernels *kernels, uint32_t index, int8_t *own)
 {
     const kq_conv2d_kq *conv = kernels->conv;
     const uint32_t stage_bits = kernels->code_bits >> (conv->stages - 1u);
@@ -767,7 +768,7 @@ static KQ_INLINE void widen_kernels(
 }
 
 /* Puts a reader before index number `entry`. */
-KQGEN_CODE static DSP_SMALL void start_indices(kq_bit_reader *reader, const kq_conv2d_kq *conv, uint32_t entry)
+KQGEN_CODE static KQ_NOINLINE void start_indices(kq_bit_reader *reader, const kq_conv2d_kq *conv, uint32_t entry)
 {
     *reader = kq_bits_at(conv->indices, entry, conv->index_bits);
 }
