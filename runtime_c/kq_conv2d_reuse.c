@@ -270,14 +270,14 @@ KQGEN_CODE static KQ_INLINE void place_32_of_6_bits(
 {
     const uint32_t mask = kq_opaque(0x003F03F0u);
     const uint32_t span = entries + KQ_REUSE_EXTRA;
-    uint32_t *const stop = list + span;
+    uint32_t *const stop = list + kq_reuse_slot(entries);
     uint32_t *to = list;
     do {
         place_16_of_6_bits(from, mask, place, to, span);
         place_16_of_6_bits(from + 12, mask, place, to + 16u * span, span);
         from += step;
         place += table_bytes;
-        to += to == list ? 2 : 1;
+        to += to == list ? kq_reuse_slot(1u) : 1u;
     } while (to != stop);
 }
 
