@@ -29,7 +29,7 @@ def plan(graph: IntGraph, steps: Sequence[Step], patterns: Sequence[Pattern] = (
     last_use = last_uses(graph)
     blocks = arena_blocks(graph, patterns)
     scratch = _scratch_blocks(steps, patterns)
-    offsets = _place([*blocks, *scratch.values()])
+    offsets = _place([*blocks, *dict.fromkeys(scratch.values())])
     by_tensor = {member: offsets[block] for block in blocks for member in block.members}
     tensors: list[PlacedTensor] = []
     for number, tensor in enumerate(graph.inputs):

@@ -22,7 +22,6 @@ NOBODY = -1
 class _Memory:
     """A buffer, byte by byte: the number of the tensor it belongs to, and the byte of that tensor it holds."""
 
-    name: str
     owner: npt.NDArray[np.int64]
     at: npt.NDArray[np.int64]
 
@@ -41,8 +40,8 @@ class _Memory:
         self.at[target] = self.at[source].copy()
 
 
-def _memory(name: str, size_bytes: int) -> _Memory:
-    return _Memory(name, np.full(size_bytes, NOBODY, np.int64), np.zeros(size_bytes, np.int64))
+def _memory(size_bytes: int) -> _Memory:
+    return _Memory(np.full(size_bytes, NOBODY, np.int64), np.zeros(size_bytes, np.int64))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,10 +70,10 @@ def check(plan: Plan) -> None:
     """Raises InternalError when a step or job would read bytes that another tensor or scratch has overwritten, when an offset is
     unaligned or outside the arena, when what is written overlaps what it must not, or when a stream does not make every row once."""
     graph = plan.graph
-    outputs = tuple(_memory(name, graph.tensor(name).size_bytes) for name in graph.outputs)
+    outputs = tuple(_memory(graph.tensor(name).size_bytes) for name in graph.outputs)
     numbers = {tensor.name: number for number, tensor in enumerate(plan.tensors)}
     _check_caller_buffers(plan)
-    machine = _Machine(plan, _memory("the arena", plan.arena_bytes), outputs, numbers)
+    machine = _Machine(plan, _memory(plan.arena_bytes), outputs, numbers)
     for tensor in graph.inputs:
         given = machine.range(tensor.name)
         if np.any(machine.arena.owner[given] != NOBODY):
@@ -137,8 +136,8 @@ def _run_job(machine: _Machine, job: Job, node: IntNode) -> None:
     source, target = machine.memory(name), machine.memory(node.output.name)
     row_bytes, made_bytes = _row_bytes(plan, name), _row_bytes(plan, node.output.name)
     given = plan.place(name).offset if plan.place(name).kind == "input" else 0
-    read = _inside(source, given + job.input, job.h_in * row_bytes, node)
-    written = _inside(target, job.output, job.rows * made_bytes, node)
+    read = _inside(machine, name, given + job.input, job.h_in * row_bytes, node)
+    written = _inside(machine, node.output.name, job.output, job.rows * made_bytes, node)
     if not source.holds(read, machine.numbers[name], first * row_bytes):
         rows = f"rows {first} to {first + job.h_in} of {name}"
         raise InternalError(f"a job of {node.name} from row {job.row} on reads other bytes than {rows}")
@@ -170,7 +169,7 @@ def _move_rows(machine: _Machine, job: Job, node: IntNode) -> None:
     if machine.plan.place(node.output.name).kind != "arena" or not job.output < job.input:
         raise InternalError(f"rows of {node.name} are moved from {job.input} to {job.output}, not to a lower place in the arena")
     size_bytes = job.rows * _row_bytes(machine.plan, node.output.name)
-    source, target = (_inside(machine.arena, start, size_bytes, node) for start in (job.input, job.output))
+    source, target = (_inside(machine, node.output.name, start, size_bytes, node) for start in (job.input, job.output))
     machine.arena.move(source, target)
 
 
@@ -190,10 +189,13 @@ def _meet(a: slice, b: slice) -> bool:
     return bool(a.start < b.stop and b.start < a.stop)
 
 
-def _inside(memory: _Memory, offset: int, size_bytes: int, node: IntNode) -> slice:
-    if offset < 0 or offset + size_bytes > len(memory.owner):
+def _inside(machine: _Machine, tensor: str, offset: int, size_bytes: int, node: IntNode) -> slice:
+    """Bytes that must lie inside the buffer that the plan gives to a tensor, and that inside its memory."""
+    placed = machine.plan.tensors[machine.numbers[tensor]]
+    start, room = (0 if placed.place.kind == "output" else placed.place.offset), len(machine.memory(tensor).owner)
+    if offset < start or offset + size_bytes > min(room, start + placed.size_bytes):
         reach = f"{offset}..{offset + size_bytes}"
-        raise InternalError(f"a job of {node.name} reaches {reach}, outside {memory.name} of {len(memory.owner)} bytes")
+        raise InternalError(f"a job of {node.name} reaches {reach}, outside {tensor} at {start}..{start + placed.size_bytes}")
     return slice(offset, offset + size_bytes)
 
 

@@ -1,36 +1,29 @@
 """Which layers run as streams, and in strips of how many rows: the smallest arena at a price in cycles.
 
-Every job decodes its layer's weights again, so few tall strips are fast and many low ones small. For an arena of a given size the
-fastest schedule is a shortest way through the steps, each run by itself or as part of one of the streams that fit; the smallest arena
-whose schedule is fast enough is found by halving.
+For an arena of a given size the fastest schedule is a shortest way through the steps, each run by itself or as part of one of the
+streams that fit; the smallest arena whose schedule is fast enough is found by halving. Then other strips are tried in the streams
+found, step by step, as long as that makes the arena smaller.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 
-from kqgen import forms, memory, stream_jobs
+from kqgen import memory
 from kqgen.board import Core
-from kqgen.conv_shape import Candidate, ConvShape, conv_shape
-from kqgen.intgraph import IntConv2d, IntGraph
-from kqgen.lifetimes import arena_blocks, chains
-from kqgen.plan import ARENA_ALIGN_BYTES, Form, Plan, Step
-from kqgen.schedule import Choice, step
+from kqgen.errors import InternalError
+from kqgen.intgraph import IntGraph
+from kqgen.plan import ARENA_ALIGN_BYTES, Form, Plan
+from kqgen.schedule import Choice
 from kqgen.stream_jobs import Pattern
-
-STRIPS = (1, 2, 3, 4, 6, 8, 12, 16)
-"""Rows of a stream's last step that are tried."""
-
-LONGEST = 12
-"""Steps of a stream, at most."""
-
-MOST_JOBS = 1000
-"""Of a stream: 12 bytes of flash each."""
+from kqgen.stream_ways import Way, Ways
 
 MOST_STREAMS = 2
 """Of a network: places that suit several at once are hard to find."""
+
+ROUNDS = 5
+"""In which other strips are tried."""
 
 COLLISIONS = 4
 """Arenas tried, each a little larger, where places for everything take more than the fullest moment holds."""
@@ -40,34 +33,25 @@ REPAIRS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """Some steps, and one manner of running them.
-
-    Attributes:
-        first, last: numbers of the steps.
-        pattern: as a stream; None for a single step that runs by itself.
-        held_bytes: what the arena holds beside their scratch.
-        choices: their forms, one each.
-    """
-
-    first: int
-    last: int
-    pattern: Pattern | None
-    held_bytes: int
-    choices: tuple[Choice, ...]
-
-    def steps(self, arena_bytes: int) -> tuple[Step, ...] | None:
-        """The fastest steps that an arena of that size has room for; None when there are none."""
-        made = tuple(step(choice, arena_bytes - self.held_bytes) for choice in self.choices)
-        return made if self.held_bytes + max(each.scratch_bytes for each in made) <= arena_bytes else None
-
-
-@dataclass(frozen=True, slots=True)
 class Schedule:
     """A whole network: its ways in order, and the cycles expected of them."""
 
     ways: tuple[Way, ...]
     cycles: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """A schedule, its plan, and how good that is: the smaller the better."""
+
+    schedule: Schedule
+    plan: Plan
+
+    @property
+    def rank(self) -> tuple[int, float, int]:
+        """First the arena, then the cycles, then the jobs."""
+        jobs = sum(len(stream.jobs) for stream in self.plan.streams)
+        return self.plan.arena_bytes, sum(each.cycles for each in self.plan.steps), jobs
 
 
 def smallest(graph: IntGraph, core: Core, asked: Mapping[str, Form], choices: Sequence[Choice], most_cycles: float) -> Plan:
@@ -79,29 +63,36 @@ def smallest(graph: IntGraph, core: Core, asked: Mapping[str, Form], choices: Se
         choices: of all steps, when each runs by itself.
         most_cycles: no fewer than the fastest forms take with any amount of scratch.
     """
-    ways = tuple(_ways(graph, core, asked, choices))
-    return min((_smallest(graph, ways, len(choices), streams, most_cycles) for streams in range(MOST_STREAMS + 1)), key=_arena_bytes)
+    source = Ways(graph, core, asked, choices)
+    ways = {(way.first, way.last, way.strips): way for way in (*source.single(), *source.streams())}
+    best: Found | None = None
+    for _ in range(ROUNDS):
+        found = [_smallest(graph, tuple(ways.values()), len(choices), streams, most_cycles) for streams in range(MOST_STREAMS + 1)]
+        before, best = best, min((*found, *([best] if best else [])), key=lambda each: each.rank)
+        if before is not None and best.rank == before.rank:
+            break
+        for way in (way for each in found for way in each.schedule.ways):
+            ways |= {(other.first, other.last, other.strips): other for other in source.near(way)}
+    if best is None:
+        raise InternalError("no round of strips was tried")
+    return best.plan
 
 
-def _arena_bytes(plan: Plan) -> int:
-    return plan.arena_bytes
-
-
-def _smallest(graph: IntGraph, ways: Sequence[Way], steps: int, streams: int, most_cycles: float) -> Plan:
+def _smallest(graph: IntGraph, ways: Sequence[Way], steps: int, streams: int, most_cycles: float) -> Found:
     """The smallest of the plans with so many streams at most, for the smallest arena that is fast enough and for some above it."""
     low, high = 0, max(way.held_bytes + max(each.scratch_bytes for each in way.steps(2**31) or ()) for way in ways)
     while high - low > ARENA_ALIGN_BYTES:
         middle = (low + high) // 2
-        found = _fastest(ways, steps, streams, middle)
-        low, high = (low, middle) if found is not None and found.cycles <= most_cycles else (middle, high)
-    plans: list[Plan] = []
+        schedule = _fastest(ways, steps, streams, middle)
+        low, high = (low, middle) if schedule is not None and schedule.cycles <= most_cycles else (middle, high)
+    found: list[Found] = []
     for attempt in range(COLLISIONS):
         room = high + attempt * high // 64
         schedule = _fastest(ways, steps, streams, room)
-        plans += () if schedule is None else _plans(graph, schedule, room, most_cycles)
-        if plans and min(map(_arena_bytes, plans)) <= room:
+        found += () if schedule is None else [Found(schedule, plan) for plan in _plans(graph, schedule, room, most_cycles)]
+        if found and min(each.plan.arena_bytes for each in found) <= room:
             break
-    return min(plans, key=_arena_bytes)
+    return min(found, key=lambda each: each.rank)
 
 
 def _plans(graph: IntGraph, schedule: Schedule, room: int, most_cycles: float) -> Iterator[Plan]:
@@ -148,96 +139,3 @@ def _fastest(ways: Sequence[Way], steps: int, streams: int, arena_bytes: int) ->
             if before is not None and (there is None or cycles < there.cycles):
                 best[used + more][way.last + 1] = Schedule((*before.ways, way), cycles)
     return min((found for each in best if (found := each[steps]) is not None), key=lambda found: found.cycles, default=None)
-
-
-def _ways(graph: IntGraph, core: Core, asked: Mapping[str, Form], choices: Sequence[Choice]) -> Iterator[Way]:
-    """Every step by itself, and every stream that holds less than its fullest step would."""
-    alive = memory.alive_bytes(graph)
-    for number, choice in enumerate(choices):
-        yield Way(number, number, None, alive[number], (choice,))
-    least = [alive[number] + min((each.scratch_bytes for each in choice.candidates), default=0) for number, choice in enumerate(choices)]
-    floor = max((least[number] for number, node in enumerate(graph.nodes) if stream_jobs.window(graph, node) is None), default=0)
-    prices = _Prices(graph, core, asked)
-    tensors = chains(graph)
-    for first in range(len(choices)):
-        for last in range(first + 1, min(len(choices), first + LONGEST)):
-            fullest = max(least[first : last + 1])
-            if stream_jobs.window(graph, graph.nodes[last]) is None:
-                break
-            if fullest > floor:
-                yield from _streams(graph, tensors, prices, first, last, fullest)
-
-
-def _streams(graph: IntGraph, tensors: Mapping[str, str], prices: _Prices, first: int, last: int, fullest: int) -> Iterator[Way]:
-    """The streams of steps `first` to `last`, in several strips."""
-    heights = [graph.nodes[number].output.h for number in range(first, last + 1)]
-    for rows in STRIPS:
-        if rows >= heights[-1]:
-            break
-        pattern = stream_jobs.pattern(graph, tensors, first, [max(1, round(rows * height / heights[-1])) for height in heights])
-        if pattern is None:
-            break
-        length = len(pattern.jobs)
-        held = memory.packed_bytes(arena_blocks(graph, (pattern,)), first, first + length - 1)
-        if held >= fullest:
-            break
-        if length <= MOST_JOBS:
-            yield Way(first, last, pattern, held, prices.choices(pattern))
-
-
-class _Prices:
-    """Candidates of layers that run some rows at a time."""
-
-    def __init__(self, graph: IntGraph, core: Core, asked: Mapping[str, Form]) -> None:
-        self._graph, self._core, self._asked = graph, core, asked
-        self._shape = cache(self._whole)
-        self._candidates = cache(self._of_rows)
-
-    def choices(self, pattern: Pattern) -> tuple[Choice, ...]:
-        """What each step of a stream may run as: scratch of its largest job, cycles of all jobs together."""
-        return tuple(self._choice(pattern, number) for number in range(pattern.first, pattern.last + 1))
-
-    def _choice(self, pattern: Pattern, number: int) -> Choice:
-        node = self._graph.nodes[number]
-        if not isinstance(node, IntConv2d):
-            return Choice(node, ())
-        jobs = [(job.pad_top, job.h_in, job.rows) for job in pattern.jobs if job.step == number and not job.moves]
-        tallest = max(jobs, key=lambda job: (job[2], job[1]))
-        kept: list[Candidate] = []
-        for each in sorted((self._sum(number, jobs, tallest, each) for each in self._candidates(number, tallest).values()), key=_cost):
-            if not kept or each.cycles < kept[-1].cycles:
-                kept.append(each)
-        return Choice(node, tuple(kept))
-
-    def _sum(self, number: int, jobs: Sequence[tuple[int, int, int]], tallest: tuple[int, int, int], candidate: Candidate) -> Candidate:
-        """A candidate of the tallest job with the price of all jobs."""
-        scratch, cycles = candidate.scratch_bytes, 0.0
-        for job in set(jobs):
-            same = self._candidates(number, job).get(_key(candidate))
-            scratch = max(scratch, same.scratch_bytes if same else 0)
-            cycles += jobs.count(job) * (same.cycles if same else candidate.cycles * job[2] / tallest[2])
-        return replace(candidate, scratch_bytes=scratch, cycles=cycles)
-
-    def _whole(self, number: int) -> ConvShape | None:
-        node = self._graph.nodes[number]
-        return conv_shape(self._graph, node, input_aligned=True) if isinstance(node, IntConv2d) else None
-
-    def _of_rows(self, number: int, job: tuple[int, int, int]) -> Mapping[tuple[str, str, int, int], Candidate]:
-        """Every candidate of a job (pad_top, h_in, rows), by what makes it."""
-        shape = self._shape(number)
-        if shape is None:
-            return {}
-        pad_top, h_in, rows = job
-        bottom = max(0, (rows - 1) * shape.stride[0] + shape.kernel[0] - pad_top - h_in)
-        aligned = shape.w_in * shape.c_in % ARENA_ALIGN_BYTES == 0
-        part = replace(shape, h_in=h_in, h_out=rows, padding=(pad_top, bottom, *shape.padding[2:]), input_aligned=aligned)
-        name, asked = forms.engine_core(self._core), self._asked.get(self._graph.nodes[number].name)
-        return {_key(each): each for engine in forms.ENGINES for each in engine(part, name) if asked in (None, each.form)}
-
-
-def _key(candidate: Candidate) -> tuple[str, str, int, int]:
-    return candidate.form, candidate.function, candidate.tile, candidate.strip
-
-
-def _cost(candidate: Candidate) -> tuple[int, float]:
-    return candidate.scratch_bytes, candidate.cycles
