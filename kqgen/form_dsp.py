@@ -39,7 +39,7 @@ PRICES = {
 }
 
 # Modelled cycles of the C on an M4: of a layer, of a value of its window's row, and of an output channel's requantisation.
-LAYER_CYCLES = 800.0
+LAYER_CYCLES = 1400.0
 ROW_VALUE_CYCLES = 17.0
 CHANNEL_CYCLES = 45.0
 # Of a pixel, of an edge one besides, of a window's row and quad, and of a whole 3x3 window of three channels.
