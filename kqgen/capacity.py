@@ -8,7 +8,7 @@ from kqgen.board import Board, all_boards
 from kqgen.compare import layer_labels
 from kqgen.errors import CapacityError
 from kqgen.plan import Plan
-from kqgen.report import Report, fullest_step, grouped, live_tensors
+from kqgen.report import Report, fullest_step, grouped, live_bytes, live_tensors
 
 LARGEST_LAYERS = 5
 """Layers that the table of flash names one by one."""
@@ -87,7 +87,7 @@ def refusal(plan: Plan, board: Board, report: Report, short: tuple[Need, ...], l
         f"{report.model} does not fit {board.name}: {'; '.join(parts)}",
         found="\n".join((*tables, *([linker] if linker else []))),
         wanted=f"room beside the {kept} that {board.where} keeps for your code",
-        do=(f"--board {' or '.join(fitting)}, or " if fitting else "") + _remedy(short, report),
+        do=(f"--board {' or '.join(fitting)}, or " if fitting else "") + _remedy(plan, short, report),
     )
 
 
@@ -98,9 +98,9 @@ def _has_room(other: Board, board: Board, report: Report, *, linker: bool) -> bo
     return not linker or (other.flash.size_bytes > board.flash.size_bytes and other.ram.size_bytes >= board.ram.size_bytes)
 
 
-def _remedy(short: tuple[Need, ...], report: Report) -> str:
+def _remedy(plan: Plan, short: tuple[Need, ...], report: Report) -> str:
     if any(need.memory == "RAM" for need in short):
-        return "a smaller input, or fewer channels at the fullest step"
+        return ("" if plan.streams else "--optimise ram, ") + "a smaller input, or fewer channels at the fullest step"
     return "fewer --codewords, or a smaller network" if report.weights == "kq" else "--weights kq, or a smaller network"
 
 
@@ -118,9 +118,13 @@ def _ram_rows(plan: Plan, report: Report) -> list[tuple[str, int]]:
     rows = [(f"RAM: arena, fullest at {report.fullest}", ram.arena)]
     for placed in live_tensors(plan, number):
         tensor = plan.graph.tensor(placed.name)
-        rows.append((f"       {labels.get(placed.name, placed.name)} {tensor.h}x{tensor.w}x{tensor.c}", placed.size_bytes))
+        part = f", {placed.size_bytes // (tensor.w * tensor.c)} rows of it" if placed.size_bytes < tensor.size_bytes else ""
+        rows.append((f"       {labels.get(placed.name, placed.name)} {tensor.h}x{tensor.w}x{tensor.c}{part}", placed.size_bytes))
     if step.scratch_bytes:
-        rows.append((f"       scratch of {report.fullest} ({step.form})", step.scratch_bytes))
+        rows.append((f"       scratch of {report.fullest} ({plan.form_text(number)})", step.scratch_bytes))
+    twice = sum(size for _, size in rows[1:]) - live_bytes(plan, number)
+    if twice:
+        rows.append(("       of these at one place in turn", -twice))
     rows.append(("     output", ram.output))
     if ram.stack is not None:
         rows.append(("     stack", ram.stack))

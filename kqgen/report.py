@@ -191,7 +191,7 @@ def build(plan: Plan, board: Board, measured: Measured | None) -> Report:
 
 def fullest_step(plan: Plan) -> int:
     """The number of the first step at which the arena holds most, its scratch counted."""
-    return max(range(len(plan.steps)), key=lambda number: (_live_bytes(plan, number), -number))
+    return max(range(len(plan.steps)), key=lambda number: (live_bytes(plan, number), -number))
 
 
 def live_tensors(plan: Plan, number: int) -> tuple[PlacedTensor, ...]:
@@ -203,7 +203,7 @@ def live_tensors(plan: Plan, number: int) -> tuple[PlacedTensor, ...]:
     return tuple(places.values())
 
 
-def _live_bytes(plan: Plan, number: int) -> int:
+def live_bytes(plan: Plan, number: int) -> int:
     """Bytes of the arena in use at a step, or, in a stream, at some of its moments; where two maps take turns they count once."""
     ranges = [(tensor.place.offset, tensor.size_bytes) for tensor in live_tensors(plan, number)]
     ranges.append((plan.scratch_offsets[number], plan.steps[number].scratch_bytes))
