@@ -1,4 +1,4 @@
-"""Form `reuse`: tables and lists give the specification's bytes at the ends of their lanes, and a wide layer outruns the core's multiplier."""
+"""Form `reuse`: tables and lists give the bytes of the specification at the ends of their lanes; a wide layer outruns the multiplier."""
 
 from __future__ import annotations
 
