@@ -20,6 +20,14 @@ typedef struct {
     uint32_t slides;        /* 3x3 windows of stride 1, the eight pixels side by side in a row, at most the outer two columns padded */
 } reuse_scratch;
 
+/* Whether windows slide: 3x3, stride 1, every eight pixels side by side in a row, at most the outer two of their columns padded. */
+KQGEN_CODE static uint32_t side_by_side(const kq_window *window)
+{
+    const uint32_t other = (window->k_h ^ 3u) | (window->k_w ^ 3u) | (window->stride_w ^ 1u) | (window->w_out & (KQ_REUSE_PIXELS - 1u));
+    const uint32_t inside = (uint32_t)window->w_in + window->pad_left;
+    return KQ_REUSE_SLIDES && (other | window->pad_left >> 1) == 0 && window->w_out < inside;
+}
+
 /* Where the parts lie. */
 KQGEN_CODE static reuse_scratch split_scratch(const kq_conv2d_kq *conv, uint32_t n, void *scratch)
 {
@@ -30,8 +38,7 @@ KQGEN_CODE static reuse_scratch split_scratch(const kq_conv2d_kq *conv, uint32_t
     const uint32_t packed = KQ_REUSE_PAIRS * (n + 1u);
     const uint32_t negated = conv->sign != 0 ? (uint32_t)1 << (conv->index_bits - 1u) : 0;
     parts.rows = negated + conv->codewords;
-    parts.slides = KQ_REUSE_SLIDES && window->k_h == 3 && window->k_w == 3 && window->stride_w == 1
-        && (window->w_out & (KQ_REUSE_PIXELS - 1u)) == 0 && window->pad_left <= 1 && window->w_out < window->w_in + window->pad_left;
+    parts.slides = side_by_side(window);
     parts.accumulators = scratch;
     parts.tables = parts.accumulators + (uint32_t)window->c_out * KQ_REUSE_PIXELS;
     parts.lists = parts.tables + strip * parts.rows * KQ_REUSE_ENTRY;
