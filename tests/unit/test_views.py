@@ -170,7 +170,7 @@ def test_sums_of_two_codewords_are_never_reused() -> None:
 
 
 def test_parameters_and_words_of_additive_and_narrow_indices() -> None:
-    view = view_of(nets.summed())
+    view = view_of(nets.summed(), nets.spread_plan(nets.summed(), {}))
     found = {}
     for step in view.steps:
         if isinstance(step.params, Conv2dKqParams):
