@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from kqgen import form_dsp, form_mve, form_packed, form_portable, form_reuse, form_rows, form_winograd
+from kqgen import form_dsp, form_mve, form_packed, form_portable, form_reuse, form_winograd
 from kqgen.board import Core
 from kqgen.conv_shape import Candidate, ConvShape
 from kqgen.plan import Form
 
 ENGINES = (
-    form_dsp.candidates, form_winograd.candidates, form_rows.candidates, form_portable.candidates, form_packed.candidates, form_reuse.candidates,
+    form_dsp.candidates, form_winograd.candidates, form_portable.candidates, form_packed.candidates, form_reuse.candidates,
     form_mve.candidates,
 )  # fmt: skip
 """One function a family of forms, in order of preference among equals."""
