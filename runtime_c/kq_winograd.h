@@ -232,7 +232,6 @@ KQGEN_CODE static void kq_winograd_run(const kq_conv2d_kq *conv, const int8_t *i
     const kq_requant *requant = &conv->requant;
     const kq_add *sum = requant->sum;
     run.bounded = requant->lo > -128 || requant->hi < 127 || (sum != NULL && (sum->lo > -128 || sum->hi < 127));
-    run.plain = run.bounded == 0 && sum == NULL;
     run.conv = conv;
     run.input = input;
     run.output = output;

@@ -34,7 +34,6 @@ typedef struct {
     uint32_t kernel_group, patch_group;
     uint32_t aligned; /* four channels of a pixel may be read as one word */
     uint32_t bounded; /* some result is clamped to less than int8 */
-    uint32_t plain;   /* none is, and nothing is added */
     uint32_t direct;  /* kernels are codewords of the expanded codebook */
 } kq_winograd;
 
@@ -44,24 +43,60 @@ typedef struct {
     uint32_t rows, cols;
 } kq_place;
 
+/* Four bytes at a multiple of 4, or where KQ_ANY_ADDRESS anywhere. */
+KQGEN_CODE static inline uint32_t kq_word_at(const int8_t *at)
+{
+#if defined(__GNUC__)
+    typedef struct {
+#if KQ_ANY_ADDRESS
+        uint32_t word __attribute__((packed, may_alias));
+#else
+        uint32_t word __attribute__((may_alias));
+#endif
+    } word_at;
+    return ((const word_at *)(const void *)at)->word;
+#else
+    const uint8_t *bytes = (const uint8_t *)at;
+    return bytes[0] | (uint32_t)bytes[1] << 8 | (uint32_t)bytes[2] << 16 | (uint32_t)bytes[3] << 24;
+#endif
+}
+
+/* Four bytes at any address, the first lowest. */
+static KQ_INLINE uint32_t kq_word_anywhere(const int8_t *at)
+{
+#if KQ_ANY_ADDRESS
+    return kq_word_at(at);
+#else
+    const uint8_t *bytes = (const uint8_t *)at;
+    return bytes[0] | (uint32_t)bytes[1] << 8 | (uint32_t)bytes[2] << 16 | (uint32_t)bytes[3] << 24;
+#endif
+}
+
+/* The number in the 6 bits of `stream` from `bit` on, -32..31; bit 0..26. */
+static KQ_INLINE int8_t kq_six_bits(uint32_t stream, uint32_t bit)
+{
+    return (int8_t)kq_shift_down(kq_signed(stream << (26u - bit)), 26u);
+}
+
 /* The nine values of a codeword, -31..31. */
 KQGEN_CODE static KQ_NOINLINE void kq_read_codeword(const uint8_t *codebook, uint32_t codeword, int8_t *values)
 {
-    const kq_bit_reader reader = kq_bits_at(codebook, codeword * KQ_TAPS, 6u);
-    const uint8_t *next = reader.next;
-    uint32_t held = reader.held;
-    uint32_t held_bits = reader.held_bits;
-    uint32_t t;
-    for (t = 0; t < KQ_TAPS; ++t) {
-        if (held_bits < 6u) {
-            held |= (uint32_t)*next << held_bits;
-            ++next;
-            held_bits += 8u;
-        }
-        values[t] = (int8_t)kq_sign_extend(held & 63u, 6u);
-        held >>= 6;
-        held_bits -= 6u;
-    }
+    /* The 54 bits begin at an even bit of a byte, lie in 7 bytes or 8, and are read as two words. */
+    const uint32_t bit = codeword * KQ_TAPS * 6u;
+    const uint32_t rest = bit & 7u;
+    const int8_t *at = (const int8_t *)codebook + (bit >> 3);
+    const uint32_t first = kq_word_anywhere(at);
+    const uint32_t low = first >> rest;
+    const uint32_t high = rest > 2u ? first >> (24u + rest) | kq_word_anywhere(at + 4) << (8u - rest) : kq_word_anywhere(at + 3) >> rest;
+    values[0] = kq_six_bits(low, 0);
+    values[1] = kq_six_bits(low, 6);
+    values[2] = kq_six_bits(low, 12);
+    values[3] = kq_six_bits(low, 18);
+    values[4] = kq_six_bits(high, 0);
+    values[5] = kq_six_bits(high, 6);
+    values[6] = kq_six_bits(high, 12);
+    values[7] = kq_six_bits(high, 18);
+    values[8] = kq_six_bits(high, 24);
 }
 
 /* A kernel of one input channel, and by what to multiply it: its sign times its place in a word, or 0 where there is no such channel. */
@@ -133,24 +168,6 @@ static KQ_INLINE uint32_t kq_tap(const kq_kernel *low, const kq_kernel *high, ui
     return (uint32_t)low->values[tap] * low->factor + (uint32_t)high->values[tap] * high->factor;
 }
 
-/* Four bytes at a multiple of 4, or where KQ_ANY_ADDRESS anywhere. */
-KQGEN_CODE static inline uint32_t kq_word_at(const int8_t *at)
-{
-#if defined(__GNUC__)
-    typedef struct {
-#if KQ_ANY_ADDRESS
-        uint32_t word __attribute__((packed, may_alias));
-#else
-        uint32_t word __attribute__((may_alias));
-#endif
-    } word_at;
-    return ((const word_at *)(const void *)at)->word;
-#else
-    const uint8_t *bytes = (const uint8_t *)at;
-    return bytes[0] | (uint32_t)bytes[1] << 8 | (uint32_t)bytes[2] << 16 | (uint32_t)bytes[3] << 24;
-#endif
-}
-
 /* Four channels at any address, the first lowest; those beyond `channels` (1 or more) are 0. */
 KQGEN_CODE static KQ_NOINLINE uint32_t kq_bytes_at(const int8_t *at, uint32_t channels)
 {
@@ -185,6 +202,12 @@ static KQ_INLINE uint32_t kq_odd_bytes(uint32_t word)
 #else
     return ((word ^ 0x80808080u) >> 8) & 0x00FF00FFu;
 #endif
+}
+
+/* kq_summed where the sum is clamped to int8 as a whole. */
+static KQ_INLINE int32_t kq_whole_sum(const kq_add *sum, int32_t result, int32_t other)
+{
+    return kq_int8(kq_shift_down(result * sum->multiplier_a + sum->bias + other * sum->multiplier_b, sum->shift));
 }
 
 /* Stores the pixels of a tile that lie on the map, one output channel, from values within int8: rows of KQ_SIDE of them. */
@@ -239,7 +262,8 @@ static KQ_INLINE void kq_store_pixels(const kq_winograd *run, uint32_t *totals, 
     const uint32_t shift = requant->shift[channel];
     const uint32_t rounding = (((uint32_t)1 << shift) >> 1) + ((uint32_t)requant->zero_point << shift);
     uint32_t left;
-    if (KQ_SIDE == 4u && run->plain != 0 && place->cols == KQ_SIDE) {
+    if (KQ_SIDE == 4u && run->bounded == 0 && place->cols == KQ_SIDE) {
+        const kq_add *sum = requant->sum;
         const uint32_t step = conv->window.c_out;
         const uint32_t row_bytes = conv->window.w_out * step;
         int8_t *at = place->to + channel;
@@ -249,10 +273,20 @@ static KQ_INLINE void kq_store_pixels(const kq_winograd *run, uint32_t *totals, 
             const uint32_t acc1 = totals[1] * factor + bias;
             const uint32_t acc2 = totals[KQ_SIDE - 2u] * factor + bias;
             const uint32_t acc3 = totals[KQ_SIDE - 1u] * factor + bias;
-            at[0] = (int8_t)kq_int8(kq_shift_down(kq_times_high(acc0, multiplier, rounding), shift));
-            at[step] = (int8_t)kq_int8(kq_shift_down(kq_times_high(acc1, multiplier, rounding), shift));
-            far[0] = (int8_t)kq_int8(kq_shift_down(kq_times_high(acc2, multiplier, rounding), shift));
-            far[step] = (int8_t)kq_int8(kq_shift_down(kq_times_high(acc3, multiplier, rounding), shift));
+            int32_t q0 = kq_int8(kq_shift_down(kq_times_high(acc0, multiplier, rounding), shift));
+            int32_t q1 = kq_int8(kq_shift_down(kq_times_high(acc1, multiplier, rounding), shift));
+            int32_t q2 = kq_int8(kq_shift_down(kq_times_high(acc2, multiplier, rounding), shift));
+            int32_t q3 = kq_int8(kq_shift_down(kq_times_high(acc3, multiplier, rounding), shift));
+            if (sum != NULL) {
+                q0 = kq_whole_sum(sum, q0, at[0]);
+                q1 = kq_whole_sum(sum, q1, at[step]);
+                q2 = kq_whole_sum(sum, q2, far[0]);
+                q3 = kq_whole_sum(sum, q3, far[step]);
+            }
+            at[0] = (int8_t)q0;
+            at[step] = (int8_t)q1;
+            far[0] = (int8_t)q2;
+            far[step] = (int8_t)q3;
             totals += KQ_SIDE;
             at += row_bytes;
         }
