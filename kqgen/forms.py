@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from kqgen import form_dsp, form_mve, form_packed, form_portable, form_reuse, form_winograd
 from kqgen.board import Core
 from kqgen.conv_shape import Candidate, ConvShape
 from kqgen.plan import Form
 
-ENGINES = (
+Engine = Callable[[ConvShape, str], tuple[Candidate, ...]]
+
+ENGINES: tuple[Engine, ...] = (
     form_dsp.candidates, form_winograd.candidates, form_portable.candidates, form_packed.candidates, form_reuse.candidates,
     form_mve.candidates,
 )  # fmt: skip
@@ -21,14 +25,28 @@ def engine_core(core: Core) -> str:
     return core.name if core.has_dsp or not core.has_long_multiply else "m3"
 
 
-def candidates(shape: ConvShape, core: Core, form: Form | None = None) -> tuple[Candidate, ...]:
+def leanest(shapes: Sequence[ConvShape], core: Core) -> tuple[Engine, ...]:
+    """The one engine that runs all of these layers, the fastest of several; all engines where no single one does.
+
+    An engine's functions share most of their code, so a network that takes one alone is small.
+    """
+    name = engine_core(core)
+    able = [engine for engine in ENGINES if all(engine(shape, name) for shape in shapes)]
+    fastest = min(able, key=lambda engine: sum(min(each.cycles for each in engine(shape, name)) for shape in shapes), default=None)
+    return ENGINES if fastest is None else (fastest,)
+
+
+def candidates(
+    shape: ConvShape, core: Core, form: Form | None = None, engines: Sequence[Engine] | None = None
+) -> tuple[Candidate, ...]:
     """Every way to run the layer on `core` that is worth its scratch: by scratch, rising, each faster than the one before.
 
     Args:
         form: only ways of this form; there may be none.
+        engines: only these; None: all.
     """
     name = engine_core(core)
-    every = (each for engine in ENGINES for each in engine(shape, name) if form in (None, each.form))
+    every = (each for engine in (ENGINES if engines is None else engines) for each in engine(shape, name) if form in (None, each.form))
     kept: list[Candidate] = []
     for each in sorted(every, key=lambda each: (each.scratch_bytes, each.cycles)):
         if not kept or each.cycles < kept[-1].cycles:

@@ -23,7 +23,7 @@ STACK_BYTES = 1024
 
 RETRIES = 12
 
-STREAMED_CYCLES = 1.75
+STREAMED_CYCLES = 1.9
 """For the smallest arena the expected cycles may rise by this factor over those of a default build."""
 
 
@@ -41,7 +41,7 @@ def make_plan(graph: IntGraph, board: Board | None = None, planning: Planning | 
     """
     planning = planning or Planning()
     core = load_core("m0p") if board is None else board.core
-    options = choices(graph, core, _forms(graph, planning))
+    options = choices(graph, core, _forms(graph, planning), lean=planning.optimise == "size")
     alive = memory.alive_bytes(graph)
     least = memory.plan(graph, _steps(options, alive, 0))
     limit = max(least.arena_bytes, _limit(planning.optimise, max(alive), _room(graph, board)))

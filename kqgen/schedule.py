@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kqgen import forms
@@ -22,22 +22,29 @@ class Choice:
     candidates: tuple[Candidate, ...]
 
 
-def choices(graph: IntGraph, core: Core, asked: Mapping[str, Form]) -> tuple[Choice, ...]:
+def choices(graph: IntGraph, core: Core, asked: Mapping[str, Form], lean: bool = False) -> tuple[Choice, ...]:
     """The candidates of every layer, in order.
 
     Args:
         graph: integer graph.
         core: where it will run.
         asked: forms given instead of chosen, by layer.
+        lean: one engine for all layers, so that there is little code.
 
     Raises:
         InputError: a form given does not suit its layer or this core.
     """
     labels = layer_labels(graph)
-    return tuple(_choice(graph, node, core, asked.get(node.name), label) for node, label in zip(graph.nodes, labels, strict=True))
+    shapes = [conv_shape(graph, node, input_aligned=True) for node in graph.nodes if isinstance(node, IntConv2d)]
+    engines = forms.leanest(shapes, core) if lean else forms.ENGINES
+    return tuple(
+        _choice(graph, node, core, asked.get(node.name), label, engines) for node, label in zip(graph.nodes, labels, strict=True)
+    )
 
 
-def _choice(graph: IntGraph, node: IntNode, core: Core, asked: Form | None, label: str) -> Choice:
+def _choice(
+    graph: IntGraph, node: IntNode, core: Core, asked: Form | None, label: str, engines: Sequence[forms.Engine]
+) -> Choice:
     if not isinstance(node, IntConv2d):
         if asked is not None:
             raise InputError(
@@ -46,7 +53,7 @@ def _choice(graph: IntGraph, node: IntNode, core: Core, asked: Form | None, labe
             )  # fmt: skip
         return Choice(node, ())
     shape = conv_shape(graph, node, input_aligned=True)
-    found = forms.candidates(shape, core, asked)
+    found = forms.candidates(shape, core, asked, engines if asked is None else None)
     if not found:
         raise _unsuited(label, shape, core, asked)
     return Choice(node, found)
