@@ -116,3 +116,14 @@ def test_a_small_board_gets_a_smaller_arena() -> None:
     ram = replace(board.ram, size_bytes=board.reserve_ram_bytes + wide.arena_bytes + 4096 + STACK_BYTES - 4)
     tight = replace(board, regions=tuple(ram if region == board.ram else region for region in board.regions))
     assert make_plan(graph, board, Planning("ram")).arena_bytes <= make_plan(graph, tight, Planning("speed")).arena_bytes < wide.arena_bytes
+
+
+@pytest.mark.parametrize("name", ["nucleo-g0b1re", "nucleo-f446re", "mps3-an547"])
+def test_for_size_one_engine_runs_all_layers(name: str) -> None:
+    """Functions of one engine share their code; two engines' would both be linked."""
+    graph, board = nets.residual(), load_board(name)
+    lean = {step.function for step in make_plan(graph, board, Planning("size")).steps if step.function}
+    shapes = [shape_of(graph, number) for number, node in enumerate(graph.nodes) if isinstance(node, IntConv2d)]
+    own = [{each.function for shape in shapes for each in engine(shape, engine_core(board.core))} for engine in ENGINES]
+    assert any(lean <= functions for functions in own)
+    assert len(lean) <= 2
