@@ -14,7 +14,7 @@ GROUP = 4
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """Modelled cycles of `dsp_groups` in runtime_c/kq_dsp_conv.h, counted by hand and checked against counts.
+    """Modelled cycles of `dsp_groups` in runtime_c/kq_dsp_groups.h, counted by hand and checked against counts.
 
     Attributes:
         step: one step of the inner loop: two values by four channels by two pixels.

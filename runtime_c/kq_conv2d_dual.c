@@ -2,6 +2,7 @@
 #include "kq.h"
 #define DSP_DUAL
 #include "kq_dsp_conv.h"
+#include "kq_dsp_kernels.h"
 
 /* Uniform weights; scratch as SPEC 6.4. window.tile: output channels, at least 1. */
 KQGEN_CODE void kq_conv2d_dual_s8(const kq_conv2d *conv, const int8_t *input, int8_t *output, void *scratch)
