@@ -12,7 +12,7 @@ LANE_SUM = 255
 CHANNELS = 8
 TABLE_BYTES = 128
 LARGEST_VALUE = 31
-"""As in runtime_c/kq_lanes.h and kq_conv2d_packed.c."""
+"""As in runtime_c/kq_lanes.h, kq_lane_layer.h and kq_conv2d_packed.c."""
 
 UNEVEN = 1.15
 """The largest sum over a group of weights, to that over all taps shared out evenly: groups of 9 to 14 taps of trained first layers."""
