@@ -98,9 +98,9 @@ KQGEN_CODE static KQ_NOINLINE void kq_products(
     register uint32_t r3 __asm__("r3") = 16u * words;
     register const uint32_t *r4 __asm__("r4") = fours + 4u * words * positions;
     register uint32_t r5 __asm__("r5") = 0;
-    /* On the stack: sums, bytes of a position's fours, end of all fours, end of this position's. */
+    /* On the stack: sums, bytes of a position's fours, end of all fours, end of this position's, and r7, which may be the frame pointer. */
     __asm__ volatile(
-        "push {r2, r3, r4, r5}\n\t"
+        "push {r2, r3, r4, r5, r7}\n\t"
         ".p2align 2\n\t"
         "1:\n\t"
         "ldr r10, [sp, #4]\n\t"
@@ -118,9 +118,10 @@ KQGEN_CODE static KQ_NOINLINE void kq_products(
         "cmp r0, r11\n\t"
         "bne 1b\n\t"
         "add sp, sp, #16\n\t"
+        "pop {r7}\n\t"
         : "+r"(r0), "+r"(r1), "+r"(r2), "+r"(r3), "+r"(r4), "+r"(r5)
         :
-        : "r6", "r7", "r8", "r9", "r10", "r11", "r12", "r14", "cc", "memory");
+        : "r6", "r8", "r9", "r10", "r11", "r12", "r14", "cc", "memory");
 }
 #elif KQ_KERNEL_GROUP == 4u
 /* For each position the eight sums of four streams (slow) with two (fast). */
@@ -185,10 +186,11 @@ KQGEN_CODE static KQ_NOINLINE void kq_products(
     register uint32_t *r2 __asm__("r2") = sums;
     register uint32_t r3 __asm__("r3") = 8u * words;
     register const uint32_t *r4 __asm__("r4") = kernels + 2u * words * positions;
-    /* On the stack: sums, bytes of a position's kernels, end of all kernels. r12: end of this position's. */
+    /* On the stack: sums, bytes of a position's kernels, end of all kernels, and r7, which may be the frame pointer. r12: end of this
+     * position's. */
     __asm__ volatile(
         ".syntax unified\n\t"
-        "push {r2, r3, r4}\n\t"
+        "push {r2, r3, r4, r7}\n\t"
         "1:\n\t"
         "ldr r3, [sp, #4]\n\t"
         "adds r3, r0, r3\n\t"
@@ -205,9 +207,10 @@ KQGEN_CODE static KQ_NOINLINE void kq_products(
         "cmp r0, r3\n\t"
         "bne 1b\n\t"
         "add sp, #12\n\t"
+        "pop {r7}\n\t"
         : "+l"(r0), "+l"(r1), "+l"(r2), "+l"(r3), "+l"(r4)
         :
-        : "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "cc", "memory");
+        : "r5", "r6", "r8", "r9", "r10", "r11", "r12", "cc", "memory");
 }
 #else
 /* For each position the four sums of two streams (slow) with two (fast). */
