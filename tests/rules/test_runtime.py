@@ -93,6 +93,15 @@ def test_objects_need_nothing_from_outside(tmp_path: Path, core: Core, kind: Lit
     assert all(part.section_bytes(".data") == part.section_bytes(".bss") == 0 for part in objects)
 
 
+@pytest.mark.parametrize("core", [core for core in ARM_CORES if core.name in ("m0p", "m3", "m4")], ids=lambda core: core.name)
+def test_r7_may_be_the_frame_pointer(tmp_path: Path, core: Core) -> None:
+    """Assembly takes r7 without the compiler's knowledge: a build that keeps frame pointers there accepts it."""
+    require_tool("gcc")
+    toolchain = find_toolchain("gcc")
+    argv = [*toolchain.compiler, *compile_flags("gcc", core), *STRICT_FLAGS, "-fno-omit-frame-pointer", "-c", *map(str, SOURCES)]
+    run_tool(argv, cwd=tmp_path, what=f"compiling with frame pointers for the {core.title}", kind="gcc")
+
+
 def test_sections_can_be_chosen(tmp_path: Path) -> None:
     """KQGEN_CODE moves functions and KQGEN_TABLE tables."""
     require_tool("gcc")
