@@ -243,14 +243,20 @@ KQGEN_CODE static void kq_winograd_run(const kq_conv2d_kq *conv, const int8_t *i
     run.sums = run.patches + KQ_POSITIONS * run.words * strip;
     run.book = NULL;
     run.direct = 0;
+    run.second = conv->codewords;
     run.aligned = (window->c_in & 3u) == 0 && (KQ_ANY_ADDRESS || ((uintptr_t)input & 3u) == 0);
     if (conv->strip != strip) {
-        const uint32_t codewords = (uint32_t)conv->codewords * conv->stages;
-        uint32_t i;
+        int8_t *to = (int8_t *)(run.sums + KQ_POSITIONS * 8u);
+        const uint32_t codes = (uint32_t)1 << (((uint32_t)conv->index_bits - conv->sign) >> (conv->stages - 1u));
+        uint32_t stage, i;
         run.direct = conv->stages != 2u;
-        run.book = (int8_t *)(run.sums + KQ_POSITIONS * 8u);
-        for (i = 0; i < codewords; ++i) {
-            kq_read_codeword(conv->codebook, i, run.book + i * KQ_TAPS);
+        run.book = to;
+        run.second = codes < conv->codewords ? codes : conv->codewords;
+        for (stage = 0; stage < conv->stages; ++stage) {
+            for (i = 0; i < run.second; ++i) {
+                kq_read_codeword(conv->codebook, stage * conv->codewords + i, to);
+                to += KQ_TAPS;
+            }
         }
     }
     strips_outside = c_out * tile * (tiles > strip ? tiles - strip : 0) <= tiles * strip * (c_out > tile ? c_out - tile : 0);

@@ -35,6 +35,7 @@ typedef struct {
     uint32_t aligned; /* four channels of a pixel may be read as one word */
     uint32_t bounded; /* some result is clamped to less than int8 */
     uint32_t direct;  /* kernels are codewords of the expanded codebook */
+    uint32_t second;  /* where the second stage begins in what codewords are read from */
 } kq_winograd;
 
 /* The output pixels of a tile: the first one's first channel, and how many rows and columns of them lie on the map, 1..KQ_SIDE. */
@@ -119,7 +120,7 @@ KQGEN_CODE static KQ_NOINLINE const int8_t *kq_read_kernel(const kq_winograd *ru
     if (conv->stages == 2u) {
         first_code = code & (((uint32_t)1 << stage_bits) - 1u);
     }
-    second_code = conv->codewords + (code >> stage_bits);
+    second_code = run->second + (code >> stage_bits);
     if (run->book != NULL) {
         first = run->book + first_code * KQ_TAPS;
         second = run->book + second_code * KQ_TAPS;
