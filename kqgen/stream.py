@@ -1,4 +1,4 @@
-"""Which layers run as streams, and in strips of how many rows: the smallest arena at a price in cycles.
+"""Which layers run as streams, and in strips of how many rows: the smallest arena at a price in cycles, or the fewest cycles in an arena.
 
 For an arena of a given size the fastest schedule is a shortest way through the steps, each run by itself or as part of one of the
 streams that fit; the smallest arena whose schedule is fast enough is found by halving. Then other strips are tried in the streams
@@ -7,6 +7,7 @@ found, step by step, as long as that makes the arena smaller.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,8 +20,8 @@ from kqgen.schedule import Choice
 from kqgen.stream_jobs import Pattern
 from kqgen.stream_ways import Way, Ways
 
-MOST_STREAMS = 2
-"""Of a network: places that suit several at once are hard to find."""
+MOST_STREAMS = 4
+"""Of a network: places that suit many at once are hard to find."""
 
 ROUNDS = 5
 """In which other strips are tried."""
@@ -78,6 +79,28 @@ def smallest(graph: IntGraph, core: Core, asked: Mapping[str, Form], choices: Se
     return best.plan
 
 
+def fastest(graph: IntGraph, core: Core, asked: Mapping[str, Form], choices: Sequence[Choice], arena_bytes: int) -> Plan | None:
+    """The plan with streams that is expected to take fewest cycles in an arena of `arena_bytes` at most; None where there is none.
+
+    Args: see `smallest`.
+    """
+    source = Ways(graph, core, asked, choices)
+    ways = {(way.first, way.last, way.strips): way for way in (*source.single(), *source.streams(arena_bytes))}
+    best: Found | None = None
+    for _ in range(ROUNDS):
+        schedules = [_fastest(tuple(ways.values()), len(choices), streams, arena_bytes) for streams in range(1, MOST_STREAMS + 1)]
+        found = [
+            Found(schedule, plan) for schedule in schedules if schedule is not None
+            for plan in _plans(graph, schedule, arena_bytes, math.inf) if plan.arena_bytes <= arena_bytes and plan.streams
+        ]  # fmt: skip
+        before, best = best, min((*found, *([best] if best else [])), key=lambda each: each.rank[1:], default=None)
+        if best is None or (before is not None and best.rank == before.rank):
+            break
+        for way in (way for each in found for way in each.schedule.ways):
+            ways |= {(other.first, other.last, other.strips): other for other in source.near(way)}
+    return None if best is None else best.plan
+
+
 def _smallest(graph: IntGraph, ways: Sequence[Way], steps: int, streams: int, most_cycles: float) -> Found:
     """The smallest of the plans with so many streams at most, for the smallest arena that is fast enough and for some above it."""
     low, high = 0, max(way.held_bytes + max(each.scratch_bytes for each in way.steps(2**31) or ()) for way in ways)
@@ -129,13 +152,13 @@ def _fastest(ways: Sequence[Way], steps: int, streams: int, arena_bytes: int) ->
     """
     best: list[list[Schedule | None]] = [[Schedule((), 0.0), *[None] * steps] for _ in range(streams + 1)]
     for way in sorted(ways, key=lambda way: way.first):
-        made = way.steps(arena_bytes)
-        if made is None:
+        price = way.cycles(arena_bytes)
+        if price is None:
             continue
         more = int(way.pattern is not None)
         for used in range(streams + 1 - more):
             before, there = best[used][way.first], best[used + more][way.last + 1]
-            cycles = 0.0 if before is None else before.cycles + sum(each.cycles for each in made)
+            cycles = 0.0 if before is None else before.cycles + price
             if before is not None and (there is None or cycles < there.cycles):
                 best[used + more][way.last + 1] = Schedule((*before.ways, way), cycles)
     return min((found for each in best if (found := each[steps]) is not None), key=lambda found: found.cycles, default=None)

@@ -5,6 +5,7 @@ Every job decodes its layer's weights again, so few tall strips are fast and man
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -38,6 +39,7 @@ class Way:
         pattern: of a stream.
         held_bytes: what the arena holds beside their scratch.
         choices: their forms, one each.
+        prices: of each step with weights, scratch rising and cycles falling: those of its candidates.
     """
 
     first: int
@@ -46,11 +48,30 @@ class Way:
     pattern: Pattern | None
     held_bytes: int
     choices: tuple[Choice, ...]
+    prices: tuple[tuple[tuple[int, ...], tuple[float, ...]], ...]
+
+    def cycles(self, arena_bytes: int) -> float | None:
+        """The cycles of the fastest steps that an arena of that size has room for; None when there are none."""
+        room, total = arena_bytes - self.held_bytes, 0.0
+        if room < 0:
+            return None
+        for scratch, cycles in self.prices:
+            at = bisect_right(scratch, room)
+            if at == 0:
+                return None
+            total += cycles[at - 1]
+        return total
 
     def steps(self, arena_bytes: int) -> tuple[Step, ...] | None:
         """The fastest steps that an arena of that size has room for; None when there are none."""
         made = tuple(step(choice, arena_bytes - self.held_bytes) for choice in self.choices)
         return made if self.held_bytes + max(each.scratch_bytes for each in made) <= arena_bytes else None
+
+
+def _way(first: int, strips: tuple[int, ...], pattern: Pattern | None, held_bytes: int, choices: tuple[Choice, ...]) -> Way:
+    priced = [choice.candidates for choice in choices if choice.candidates]
+    prices = tuple((tuple(each.scratch_bytes for each in some), tuple(each.cycles for each in some)) for some in priced)
+    return Way(first, first + len(choices) - 1, strips, pattern, held_bytes, choices, prices)
 
 
 class Ways:
@@ -71,10 +92,11 @@ class Ways:
     def single(self) -> Iterator[Way]:
         """Every step by itself."""
         for number, choice in enumerate(self._choices):
-            yield Way(number, number, (), None, self._alive[number], (choice,))
+            yield _way(number, (), None, self._alive[number], (choice,))
 
-    def streams(self) -> Iterator[Way]:
-        """Every stream that holds less than its fullest step by itself, where no step that cannot be part of a stream takes more."""
+    def streams(self, most_bytes: int | None = None) -> Iterator[Way]:
+        """Every stream that holds less than `most_bytes`; if that is None, less than its fullest step by itself, where no step that cannot
+        be part of a stream takes more."""
         rows = [stream_jobs.window(self._graph, node) is not None for node in self._graph.nodes]
         least = [held + min((each.scratch_bytes for each in choice.candidates), default=0)
                  for held, choice in zip(self._alive, self._choices, strict=True)]  # fmt: skip
@@ -83,8 +105,8 @@ class Ways:
             for last in range(first + 1, min(len(rows), first + LONGEST)):
                 if not all(rows[first : last + 1]):
                     break
-                if max(least[first : last + 1]) > floor:
-                    yield from self._strips(first, last, max(least[first : last + 1]))
+                if most_bytes is not None or max(least[first : last + 1]) > floor:
+                    yield from self._strips(first, last, max(least[first : last + 1]) if most_bytes is None else most_bytes)
 
     def _strips(self, first: int, last: int, fullest: int) -> Iterator[Way]:
         """The streams of steps `first` to `last`, in several strips."""
@@ -101,7 +123,7 @@ class Ways:
     def near(self, way: Way) -> Iterator[Way]:
         """Streams of the same steps in which one of them has other strips."""
         for position, rows in enumerate(way.strips):
-            for other in sorted({rows * 2, rows + 1, rows // 2} - {0}):
+            for other in sorted({rows * 2, rows + 1, rows - 1, rows // 2} - {0}):
                 strips = (*way.strips[:position], min(other, self._heights[way.first + position]), *way.strips[position + 1 :])
                 found = self._stream(way.first, strips)
                 if found is not None and found.pattern is not None and len(found.pattern.jobs) <= MOST_JOBS:
@@ -112,7 +134,7 @@ class Ways:
         if pattern is None:
             return None
         held = memory.packed_bytes(arena_blocks(self._graph, (pattern,)), first, first + len(pattern.jobs) - 1)
-        return Way(first, pattern.last, strips, pattern, held, self._prices.choices(pattern))
+        return _way(first, strips, pattern, held, self._prices.choices(pattern))
 
 
 class _Prices:
