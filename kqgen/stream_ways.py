@@ -165,9 +165,13 @@ class _Prices:
         """A candidate of the tallest job with the price of all jobs."""
         scratch, cycles = candidate.scratch_bytes, 0.0
         for job in set(jobs):
-            same = self._candidates(number, job).get(_key(candidate))
+            offered = self._candidates(number, job)
+            same = offered.get(_key(candidate))
             scratch = max(scratch, same.scratch_bytes if same else 0)
-            cycles += jobs.count(job) * (same.cycles if same else candidate.cycles * job[2] / tallest[2])
+            # A low job's best candidates tell what it costs to begin at all: to decode and transform the layer's kernels.
+            own = (each.cycles for each in offered.values() if each.function == candidate.function)
+            least = max(candidate.cycles * job[2] / tallest[2], min(own, default=0.0))
+            cycles += jobs.count(job) * (same.cycles if same else least)
         return replace(candidate, scratch_bytes=scratch, cycles=cycles)
 
     def _whole(self, number: int) -> ConvShape | None:
