@@ -39,8 +39,10 @@ def layer(net: nets.Builder, rng: np.random.Generator, number: int) -> None:
     if kind:
         codewords = int(2 ** rng.uniform(0, 5 if kind == 3 else 7))
         book = net.codebook(f"book{number}", codewords, kernel, bool(rng.integers(2)), additive=kind == 3)
-    net.conv(f"layer{number}", c_out, kernel, stride=stride, padding=padding, bits=int(rng.choice([8, 6, 4])), codebook=book,
-             mixed_pads=bool(rng.integers(2)), lo=int(rng.choice([-128, -40])), source=f"x{number}", acc_shift=int(rng.integers(3)))  # fmt: skip
+    net.conv(
+        f"layer{number}", c_out, kernel, stride=stride, padding=padding, bits=int(rng.choice([8, 6, 4])), codebook=book,
+        mixed_pads=bool(rng.integers(2)), lo=int(rng.choice([-128, -40])), source=f"x{number}", acc_shift=int(rng.integers(3)),
+    )  # fmt: skip
 
 
 def batch(first: int) -> IntGraph:

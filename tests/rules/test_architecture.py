@@ -31,9 +31,11 @@ ORDER = (
     "train_modules", "train_assign", "train_graph", "train_blueprint", "train_integers", "train_model", "train_prepare", "train_data",
     "checkpoint", "train_loop",
     # text
-    "views_text", "views_params", "views_tables", "views_steps", "views_stream", "views_selftest", "views_project", "views", "render", "emit",
+    "views_text", "views_params", "views_tables", "views_steps", "views_stream", "views_selftest", "views_project", "views", "render",
+    "emit",
     # world
-    "elf", "thumb_insn", "thumb_v81", "thumb", "cycles_m0", "cycles_m34", "cycles_m33", "cycles_m55", "cycles_m7", "cycles", "callgraph", "stack",
+    "elf", "thumb_insn", "thumb_v81", "thumb", "cycles_m0", "cycles_m34", "cycles_m33", "cycles_m55", "cycles_m7", "cycles", "callgraph",
+    "stack",
     "toolchain", "harness", "image", "hostlib", "semihost", "blockcount", "blockcount_native", "blockcount_qemu",
     "emulate", "qemu",
     # judgement
