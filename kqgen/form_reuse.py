@@ -65,8 +65,8 @@ def candidates(shape: ConvShape, core: str) -> tuple[Candidate, ...]:
 def scratch_bytes(shape: ConvShape, strip: int) -> int:
     """SPEC 6.4."""
     lists = max(4 * (GROUP * (strip + 1) + 2), 16 * (shape.n + 1))
-    # A codeword of 3x3 values takes five words where windows slide, on cores with DSP instructions; elsewhere the room is kept.
-    kernels = 20 * shape.codewords if shape.kernel == (3, 3) else round4(shape.codewords * shape.n)
+    # A codeword of 3x3 values takes six words where windows slide, and one more ends them, on cores with DSP; elsewhere the room is kept.
+    kernels = 24 * (shape.codewords + 1) if shape.kernel == (3, 3) else round4(shape.codewords * shape.n)
     return 4 * PIXELS * shape.c_out + 16 * _rows(shape) * strip + lists + 4 * PIXELS * shape.n + kernels
 
 

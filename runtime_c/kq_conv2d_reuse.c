@@ -16,7 +16,7 @@ typedef struct {
     uint32_t *tables;       /* [strip][rows][4] */
     uint32_t *lists;        /* of up to 32 output channels; before that the window: [10][2], or packed taps [pair][n + 1] */
     uint32_t *offsets;      /* [pair][n][2]: of a tap's first channel in the input, or KQ_REUSE_PADDED */
-    uint8_t *kernels;       /* [codewords][n] values plus 32, or [codewords][5] words where windows slide; room for either */
+    uint8_t *kernels;       /* [codewords][n] values plus 32, or [codewords + 1][6] words where windows slide; room for either */
     uint32_t rows;          /* entries of a table: one for each index there may be */
     uint32_t slides;        /* 3x3 windows of stride 1, the eight pixels side by side in a row, at most the outer two columns padded */
 } reuse_scratch;
@@ -60,6 +60,9 @@ KQGEN_CODE static void expand_codebook(const kq_conv2d_kq *conv, const reuse_scr
         } else {
             kq_expand_codeword(conv->codebook, i, 0, parts->kernels + i * n, n);
         }
+    }
+    if (parts->slides != 0) {
+        ((uint32_t *)(void *)parts->kernels)[(conv->codewords + 1u) * KQ_REUSE_RECORD - 1u] = KQ_REUSE_STOP;
     }
 }
 
@@ -107,6 +110,18 @@ KQGEN_CODE static KQ_NOINLINE void gather_strip(const kq_conv2d_kq *conv, const 
     uint32_t *accumulators = parts->accumulators;
     uint32_t left = c_out;
     int fresh = 1;
+#if KQ_REUSE_SIXES
+    if (fast != 0 && entries == 6u) {
+        uint32_t *const lists = parts->lists;
+        uint32_t *const stop = accumulators + (c_out & ~(KQ_REUSE_GROUP - 1u)) * KQ_REUSE_PIXELS;
+        for (; accumulators != stop; accumulators += KQ_REUSE_GROUP * KQ_REUSE_PIXELS) {
+            place_sixes(from, step, place, table_bytes, lists);
+            kq_reuse_gather_sixes(accumulators, lists);
+            from += (KQ_REUSE_GROUP >> 2) * 3u;
+        }
+        left = c_out & (KQ_REUSE_GROUP - 1u);
+    }
+#endif
     while (left != 0) {
         const uint32_t channels = left < KQ_REUSE_GROUP ? left : KQ_REUSE_GROUP;
         if (channels != fast) {
@@ -143,36 +158,49 @@ KQGEN_CODE static void start_sums(const kq_conv2d_kq *conv, uint32_t *accumulato
     }
 }
 
-/* Clamps a result, adds what `to` holds where the layer sums, and stores it there. */
-static KQ_INLINE void put(int32_t scaled, const kq_requant *requant, int8_t *to)
+/* One output channel of `pixels` pixels, 1..8, from its accumulators to `to` and on in steps of c_out; `sum`: NULL or requant->sum. */
+static KQ_INLINE void finish_channel(
+    const kq_requant *requant, const kq_add *sum, uint32_t channel, const uint32_t *accumulators, uint32_t pixels, int8_t *to, uint32_t c_out)
 {
-    *to = (int8_t)kq_summed(requant->sum, kq_clamped(scaled, requant->lo, requant->hi), *to);
+    const uint32_t multiplier = (uint32_t)requant->multiplier[channel];
+    const uint32_t shift = requant->shift[channel];
+    const uint32_t acc_shift = requant->acc_shift;
+    const int32_t zero_point = requant->zero_point;
+    const int32_t lo = requant->lo;
+    const int32_t hi = requant->hi;
+    const uint32_t *const stop = accumulators + (pixels >> 1);
+    while (accumulators != stop) {
+        const uint32_t high = accumulators[4];
+        const int32_t first = kq_scale(accumulators[0] - (high << 16), multiplier, shift, acc_shift) + zero_point;
+        const int32_t second = kq_scale(high, multiplier, shift, acc_shift) + zero_point;
+        *to = (int8_t)kq_summed(sum, kq_clamped(first, lo, hi), *to);
+        to += c_out;
+        *to = (int8_t)kq_summed(sum, kq_clamped(second, lo, hi), *to);
+        to += c_out;
+        ++accumulators;
+    }
+    if ((pixels & 1u) != 0) {
+        const int32_t last = kq_scale(accumulators[0] - (accumulators[4] << 16), multiplier, shift, acc_shift) + zero_point;
+        *to = (int8_t)kq_summed(sum, kq_clamped(last, lo, hi), *to);
+    }
+}
+
+/* All output channels of `pixels` pixels, 1..8, from accumulators to `output`, added to what that holds. */
+KQGEN_CODE static KQ_NOINLINE void finish_summed(const kq_conv2d_kq *conv, const uint32_t *accumulators, uint32_t pixels, int8_t *output)
+{
+    uint32_t o;
+    for (o = 0; o < conv->window.c_out; ++o) {
+        finish_channel(&conv->requant, conv->requant.sum, o, accumulators, pixels, output + o, conv->window.c_out);
+        accumulators += KQ_REUSE_PIXELS;
+    }
 }
 
 /* All output channels of `pixels` pixels, 1..8, from accumulators to `output`. */
 KQGEN_CODE static KQ_NOINLINE void finish(const kq_conv2d_kq *conv, const uint32_t *accumulators, uint32_t pixels, int8_t *output)
 {
-    const kq_requant *requant = &conv->requant;
-    const uint32_t acc_shift = requant->acc_shift;
-    const int32_t zero_point = requant->zero_point;
-    const uint32_t c_out = conv->window.c_out;
     uint32_t o;
-    for (o = 0; o < c_out; ++o) {
-        const uint32_t multiplier = (uint32_t)requant->multiplier[o];
-        const uint32_t shift = requant->shift[o];
-        const uint32_t *const stop = accumulators + (pixels >> 1);
-        int8_t *to = output + o;
-        const uint32_t *pair;
-        for (pair = accumulators; pair != stop; ++pair) {
-            const uint32_t high = pair[4];
-            put(kq_scale(pair[0] - (high << 16), multiplier, shift, acc_shift) + zero_point, requant, to);
-            to += c_out;
-            put(kq_scale(high, multiplier, shift, acc_shift) + zero_point, requant, to);
-            to += c_out;
-        }
-        if ((pixels & 1u) != 0) {
-            put(kq_scale(pair[0] - (pair[4] << 16), multiplier, shift, acc_shift) + zero_point, requant, to);
-        }
+    for (o = 0; o < conv->window.c_out; ++o) {
+        finish_channel(&conv->requant, NULL, o, accumulators, pixels, output + o, conv->window.c_out);
         accumulators += KQ_REUSE_PIXELS;
     }
 }
@@ -221,7 +249,11 @@ KQGEN_CODE void kq_conv2d_reuse_s8(const kq_conv2d_kq *conv, const int8_t *input
             gather_strip(conv, &parts, channel, entries);
             channel += entries;
         }
-        finish(conv, parts.accumulators, pixels, output);
+        if (conv->requant.sum != NULL) {
+            finish_summed(conv, parts.accumulators, pixels, output);
+        } else {
+            finish(conv, parts.accumulators, pixels, output);
+        }
         output += pixels * window->c_out;
         left -= pixels;
     }

@@ -3,14 +3,21 @@
 #include "kq_fixed.h"
 #include "kq_window.h"
 
+/* The mean from a window's sum and the bias. */
+KQGEN_CODE static KQ_NOINLINE int8_t mean(const kq_pool *pool, uint32_t acc)
+{
+    const int32_t scaled = kq_scale(acc, (uint32_t)pool->multiplier, pool->shift, pool->acc_shift);
+    return (int8_t)kq_clamped(scaled + pool->zero_point, pool->lo, pool->hi);
+}
+
 #if defined(__ARM_FEATURE_MVE) && (__ARM_FEATURE_MVE & 1)
 #include <arm_mve.h>
 
 /* Means of one pixel in the whole vectors of four channels: the window's values on the map, of which there are rows by columns, begin at
  * `from`; `start` is the sum of all others and the bias. Returns the channels done.
  */
-KQGEN_CODE static uint32_t mean_vectors(
-    const kq_pool *pool, const int8_t *from, uint32_t rows, uint32_t columns, int32_t start, int8_t *to)
+KQGEN_CODE static uint32_t mean_quads(
+    const kq_pool *pool, const int8_t *from, uint32_t rows, uint32_t columns, uint32_t start, int8_t *to)
 {
     const uint32_t channels = pool->window.c_in;
     const uint32_t row_rest = (pool->window.w_in - columns) * channels;
@@ -20,7 +27,7 @@ KQGEN_CODE static uint32_t mean_vectors(
     uint32_t channel;
     for (channel = 0; channels - channel >= 4u; channel += 4u) {
         const int8_t *next = from + channel;
-        int32x4_t sum = vdupq_n_s32(start);
+        int32x4_t sum = vdupq_n_s32(kq_signed(start));
         uint32_t row;
         for (row = 0; row < rows; ++row) {
             uint32_t column;
@@ -35,6 +42,63 @@ KQGEN_CODE static uint32_t mean_vectors(
         vstrbq_s32(to + channel, vminq_s32(vmaxq_s32(sum, lo), hi));
     }
     return channel;
+}
+
+#else
+
+/* Four bytes at a multiple of 4, the first lowest. */
+static KQ_INLINE uint32_t quad_at(const int8_t *at)
+{
+#if defined(__GNUC__)
+    typedef uint32_t __attribute__((may_alias)) any_word;
+    return *(const any_word *)(const void *)at;
+#else
+    const uint8_t *bytes = (const uint8_t *)at;
+    return bytes[0] | (uint32_t)bytes[1] << 8 | (uint32_t)bytes[2] << 16 | (uint32_t)bytes[3] << 24;
+#endif
+}
+
+/* Means of one pixel, four channels in a word, where words lie at multiples of 4 and the window has 1 to 255 values on the map: these are
+ * rows by columns and begin at `from`; `start` is the sum of all others and the bias. Values plus 128 are summed in 16 bits, to 255 * 255 at
+ * most. Returns the channels done: all or none.
+ */
+KQGEN_CODE static uint32_t mean_quads(
+    const kq_pool *pool, const int8_t *from, uint32_t rows, uint32_t columns, uint32_t start, int8_t *to)
+{
+    const uint32_t channels = pool->window.c_in;
+    const uint32_t row_step = pool->window.w_in * channels;
+    const uint32_t row_bytes = columns * channels;
+    const uint32_t values = rows * columns;
+    const int8_t *const end = from + channels;
+    if (((((uint32_t)(uintptr_t)from) | channels) & 3u) != 0 || values - 1u > 254u) {
+        return 0;
+    }
+    start -= values << 7;
+    while (from != end) {
+        const int8_t *row = from;
+        uint32_t even = 0;
+        uint32_t odd = 0;
+        uint32_t left = rows;
+        do {
+            const int8_t *at = row;
+            const int8_t *const row_end = row + row_bytes;
+            do {
+                const uint32_t quad = quad_at(at) ^ 0x80808080u;
+                at += channels;
+                even += quad & 0x00FF00FFu;
+                odd += (quad >> 8) & 0x00FF00FFu;
+            } while (at != row_end);
+            row += row_step;
+            --left;
+        } while (left != 0);
+        to[0] = mean(pool, start + (even & 0xFFFFu));
+        to[1] = mean(pool, start + (odd & 0xFFFFu));
+        to[2] = mean(pool, start + (even >> 16));
+        to[3] = mean(pool, start + (odd >> 16));
+        to += 4;
+        from += 4;
+    }
+    return channels;
 }
 
 #endif
@@ -53,17 +117,14 @@ KQGEN_CODE void kq_avg_pool_s8(const kq_pool *pool, const int8_t *input, int8_t 
             const uint32_t rows = view.row_hi - view.row_lo;
             const uint32_t columns = view.col_hi - view.col_lo;
             const int32_t padded = (int32_t)(size - rows * columns) * pool->pad_value;
+            const uint32_t start = (uint32_t)padded + (uint32_t)pool->bias;
             const uint32_t first = view.base + view.row_lo * row_step + view.col_lo * channels;
-            uint32_t channel = 0;
-#if defined(__ARM_FEATURE_MVE) && (__ARM_FEATURE_MVE & 1)
-            channel = mean_vectors(pool, input + first, rows, columns, padded + pool->bias, output);
+            uint32_t channel = mean_quads(pool, input + first, rows, columns, start, output);
             output += channel;
-#endif
             for (; channel < channels; ++channel) {
-                int32_t sum = padded;
+                int32_t sum = 0;
                 uint32_t row_at = first + channel;
                 uint32_t row;
-                int32_t scaled;
                 for (row = 0; row < rows; ++row) {
                     uint32_t at = row_at;
                     uint32_t column;
@@ -73,8 +134,7 @@ KQGEN_CODE void kq_avg_pool_s8(const kq_pool *pool, const int8_t *input, int8_t 
                     }
                     row_at += row_step;
                 }
-                scaled = kq_scale((uint32_t)sum + (uint32_t)pool->bias, (uint32_t)pool->multiplier, pool->shift, pool->acc_shift);
-                *output = (int8_t)kq_clamped(scaled + pool->zero_point, pool->lo, pool->hi);
+                *output = mean(pool, start + (uint32_t)sum);
                 ++output;
             }
         }

@@ -18,11 +18,14 @@
 #define KQ_REUSE_GROUP 32u  /* output channels that have lists at a time */
 #define KQ_REUSE_COLUMNS 10u /* that eight 3x3 windows side by side cover */
 
-/* What a codeword of 3x3 values w[row][column] becomes: {w00, w10}, {w01, w11}, {w02, w12}, {w20, w21}, {w22, 0}, two int16 in a word, the
- * first in the low half. Window words in the same order: word 2j is {x[0][j], x[1][j]}, word 2j + 1 is {x[2][j], x[2][j+1]}, columns
- * j = 0..9, the last high half is 0.
+/* What a codeword of 3x3 values w[row][column] becomes: {w00, w10}, {w01, w11}, {w02, w12}, {w20, w21}, two int16 in a word, the first in
+ * the low half; w22; 2^15 - 128 * (2^16 + 1) * (w20 + w21 + w22), which holds S's constant and takes the 128 of the third row out again.
+ * Window words in the same order: word 2j is {x[0][j], x[1][j]}, columns j = 0..9, word 2j + 1 is {x[2][j] + 128, x[2][j+1] + 128},
+ * j = 0..8: halves without sign, so that w22 times the word is its product with both, 2^16 apart.
+ * Records end with one whose last word is odd (KQ_REUSE_STOP).
  */
-#define KQ_REUSE_RECORD 5u
+#define KQ_REUSE_RECORD 6u
+#define KQ_REUSE_STOP 1u
 
 /* A list is, for each output channel: its first entry, a word for the loop, its other entries. Entries are offsets in bytes from the tables;
  * where the loop is written in assembly they are addresses. On ARMv6-M the word for the loop comes last: a 0.
@@ -41,6 +44,13 @@
 #define KQ_REUSE_ADDRESSES 1
 #else
 #define KQ_REUSE_ADDRESSES 0
+#endif
+
+/* Whether six entries a channel have a loop of their own; their lists are entries alone, closed by a 0. */
+#if KQ_REUSE_ADDRESSES && defined(__thumb2__)
+#define KQ_REUSE_SIXES 1
+#else
+#define KQ_REUSE_SIXES 0
 #endif
 
 /* The value itself, of which the compiler knows nothing: it would take apart what was put together. */

@@ -41,35 +41,40 @@ KQGEN_CODE static KQ_INLINE void place_16_of_6_bits(const uint8_t *from, uint32_
     place_four(word3 >> 4, word3 >> 10, mask, place, to + 12u * span, span);
 }
 
-/* The entries of `entries` input channels in the lists of 32 output channels, whose 6-bit indices begin at `from` and lie `step` bytes
- * apart from one input channel to the next; tables lie `table_bytes` apart.
+/* The entries of input channels in the lists of 32 output channels, `span` words apart, whose 6-bit indices begin at `from` and lie `step`
+ * bytes apart from one input channel to the next; tables lie `table_bytes` apart. The first input channel's entries come first in the lists,
+ * the second one's `second` words on, and so forth up to `stop`.
  */
 KQGEN_CODE static KQ_INLINE void place_32_of_6_bits(
-    const uint8_t *from, uint32_t step, uint32_t place, uint32_t table_bytes, uint32_t *list, uint32_t entries)
+    const uint8_t *from, uint32_t step, uint32_t place, uint32_t table_bytes, uint32_t *list, uint32_t span, uint32_t second, uint32_t stop)
 {
     const uint32_t mask = kq_opaque(0x003F03F0u);
-    const uint32_t span = entries + KQ_REUSE_EXTRA;
-    uint32_t *const stop = list + kq_reuse_slot(entries);
+    uint32_t *const end = list + stop;
     uint32_t *to = list;
     do {
         place_16_of_6_bits(from, mask, place, to, span);
         place_16_of_6_bits(from + 12, mask, place, to + 16u * span, span);
         from += step;
         place += table_bytes;
-        to += to == list ? kq_reuse_slot(1u) : 1u;
-    } while (to != stop);
+        to += to == list ? second : 1u;
+    } while (to != end);
 }
 
 /* As place_32_of_6_bits for strips of six input channels. */
 KQGEN_CODE static KQ_NOINLINE void place_sixes(const uint8_t *from, uint32_t step, uint32_t place, uint32_t table_bytes, uint32_t *list)
 {
-    place_32_of_6_bits(from, step, place, table_bytes, list, 6u);
+#if KQ_REUSE_SIXES
+    place_32_of_6_bits(from, step, place, table_bytes, list, 6u, 1u, 6u);
+    list[KQ_REUSE_GROUP * 6u] = 0;
+#else
+    place_32_of_6_bits(from, step, place, table_bytes, list, 6u + KQ_REUSE_EXTRA, kq_reuse_slot(1u), kq_reuse_slot(6u));
+#endif
 }
 
 /* As place_32_of_6_bits for strips of eight input channels. */
 KQGEN_CODE static KQ_NOINLINE void place_eights(const uint8_t *from, uint32_t step, uint32_t place, uint32_t table_bytes, uint32_t *list)
 {
-    place_32_of_6_bits(from, step, place, table_bytes, list, 8u);
+    place_32_of_6_bits(from, step, place, table_bytes, list, 8u + KQ_REUSE_EXTRA, kq_reuse_slot(1u), kq_reuse_slot(8u));
 }
 
 #endif

@@ -114,7 +114,8 @@ def test_the_instructions_themselves(core: str, tmp_path: Path) -> None:
         net.conv(f"layer{number}", c_out, (3, 3), stride=(1, 2), padding=(1, 1, 1, 1), bits=bits or 8, codebook=book, source=f"x{number}",
                  lo=-40 if number % 3 == 0 else -128)  # fmt: skip
     graph = net.graph()
-    nodes, steps = [], []
+    nodes: list[IntConv2d] = []
+    steps: list[Step] = []
     for number, node in enumerate(graph.nodes):
         assert isinstance(node, IntConv2d)
         channels = node.output.c

@@ -21,12 +21,17 @@ POOLS: list[tuple[Pair, Pair, Padding, tuple[int, int, int]]] = [
     ((8, 8), (8, 8), NO_PADDING, (8, 8, 64)),
     ((1, 1), (3, 3), NO_PADDING, (7, 7, 2)),
     ((25, 5), (25, 5), NO_PADDING, (25, 5, 5)),
+    # Words of four channels, and the most values (255) whose sums take 16 bits; then one more.
+    ((3, 3), (2, 1), (1, 1, 1, 1), (9, 8, 12)),
+    ((15, 17), (1, 1), NO_PADDING, (15, 18, 4)),
+    ((16, 16), (1, 1), NO_PADDING, (16, 17, 4)),
 ]
 
 
 def pool(
     kernels: Kernels, function: str, x: Array, kernel: Pair, stride: Pair, padding: Padding, bias: int = 0, multiplier: int = 0,
     shift: int = 1, acc_shift: int = 0, zero_point: int = 0, lo: int = -128, hi: int = 127, pad_value: int = 0,
+    offset: int = 3,
 ) -> Array:  # fmt: skip
     h, w = out_size(x.shape[:2], kernel, stride, padding)
     channels = x.shape[2]
@@ -40,7 +45,8 @@ def pool(
     }  # fmt: skip
     with kernels.memory() as place:
         output = place(bytes(h * w * channels), "int8_t *", 1)
-        getattr(kernels.lib, function)(kernels.ffi.new("kq_pool *", {"window": window, **rest}), place(x.tobytes(), "int8_t *", 3), output)
+        layer = kernels.ffi.new("kq_pool *", {"window": window, **rest})
+        getattr(kernels.lib, function)(layer, place(x.tobytes(), "int8_t *", offset), output)
         return np.frombuffer(kernels.ffi.buffer(output, h * w * channels), np.int8).reshape(h, w, channels).copy()
 
 
@@ -55,10 +61,11 @@ def test_avg_pool(kernels: Kernels, kernel: Pair, stride: Pair, padding: Padding
         bias = -size * pad_value
         acc = bias + sum(tap for _, _, tap in windows(x, kernel, stride, padding, pad_value))
         wanted = requantised(np.asarray(acc), np.array(multiplier), np.array(shift), acc_shift, -3, -120, 110)
-        found = pool(
-            kernels, "kq_avg_pool_s8", x, kernel, stride, padding, bias, multiplier, shift, acc_shift, -3, -120, 110, pad_value,
-        )  # fmt: skip
-        np.testing.assert_array_equal(found, wanted)
+        for offset in (3, 4):
+            found = pool(
+                kernels, "kq_avg_pool_s8", x, kernel, stride, padding, bias, multiplier, shift, acc_shift, -3, -120, 110, pad_value, offset,
+            )  # fmt: skip
+            np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.parametrize("kind", ["any", "low", "high"])

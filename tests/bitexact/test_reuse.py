@@ -20,6 +20,7 @@ from kqgen.emit import Meta, emit
 from kqgen.emulate import run_unicorn
 from kqgen.firmware import model_api
 from kqgen.image import build_image
+from kqgen.intgraph import IntConv2d
 from kqgen.plan import Step
 from kqgen.toolchain import find_toolchain
 
@@ -78,7 +79,9 @@ def test_a_wide_layer_outruns_the_multiplier(tmp_path: Path, core: str, macs_per
     net.input("image", 1, 8, 512)
     net.conv("layer", 512, (3, 3), padding=(1, 1, 1, 1), codebook=net.codebook("book", 32, (3, 3), True), source="image")
     graph = net.graph()
-    shape = conv_shape(graph, graph.nodes[0], input_aligned=True)
+    (node,) = graph.nodes
+    assert isinstance(node, IntConv2d)
+    shape = conv_shape(graph, node, input_aligned=True)
     chosen = [each for each in form_reuse.candidates(shape, core) if each.scratch_bytes <= 24 * 1024][-1]
     step = Step("layer", chosen.form, chosen.function, chosen.tile, chosen.strip, chosen.scratch_bytes, chosen.cycles, "")
     plan = memory.plan(graph, (step,))
