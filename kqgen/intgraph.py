@@ -19,8 +19,8 @@ Array = npt.NDArray[Any]
 Int8 = npt.NDArray[np.int8]
 Pair = tuple[int, int]
 Padding = tuple[int, int, int, int]
-Rounding = Literal["half_up"]
-"""Names of requantisation rules (SPEC 3). Graphs imported from elsewhere may one day carry another; it would be added here."""
+Rounding = Literal["half_up", "tflite"]
+"""Names of requantisation rules (SPEC 3): our own, and that of networks taken over from TFLite as they are."""
 
 
 def frozen(values: npt.ArrayLike, dtype: npt.DTypeLike) -> Array:
@@ -111,7 +111,8 @@ class UniformWeights:
 
     Attributes:
         bits: 8, 6 or 4.
-        values: (c_out, k_h, k_w, c_in) int8 within -(2**(bits-1)-1)..2**(bits-1)-1.
+        values: (c_out, k_h, k_w, c_in) int8 within -(2**(bits-1)-1)..2**(bits-1)-1, at 8 bits of a TFLite network from -128; depthwise
+            layers have one input channel here.
     """
 
     bits: int
@@ -130,8 +131,8 @@ class KqWeights:
     Attributes:
         codebook: name of the `IntCodebook`.
         index_bits: bits of one stored entry: the codebook's own, or fewer when the layer uses its first codewords alone.
-        codes: (c_out, c_in) int16, the codeword of each kernel; with an additive codebook first + second * 2**stage_bits, each the
-            codeword's number within its stage, stage_bits = (index_bits - sign) / 2.
+        codes: (c_out, c_in) int16, (c_out, 1) in depthwise layers, the codeword of each kernel; with an additive codebook
+            first + second * 2**stage_bits, each the codeword's number within its stage, stage_bits = (index_bits - sign) / 2.
         negative: (c_out, c_in) bool, the kernel is minus that codeword, or minus the sum.
     """
 
@@ -168,13 +169,13 @@ class Requant:
 
     Attributes:
         bias: (c,) int32, added to the accumulator first; input zero points are folded in.
-        multiplier: (c,) int16, 0..32767.
-        shift: (c,) uint8, 1..22.
-        acc_shift: 0..15, the accumulator's left shift, the same for all channels.
+        multiplier: (c,) int16, 0..32767; by rule `tflite` int32, 0 or 2**30..2**31-1 (SPEC 3.5).
+        shift: (c,) uint8, 1..22; by rule `tflite` 1..62.
+        acc_shift: 0..15, the accumulator's left shift, the same for all channels; 0 by rule `tflite`.
     """
 
     bias: npt.NDArray[np.int32]
-    multiplier: npt.NDArray[np.int16]
+    multiplier: npt.NDArray[np.int16] | npt.NDArray[np.int32]
     shift: npt.NDArray[np.uint8]
     acc_shift: int = 0
 
@@ -242,6 +243,10 @@ class IntConv2d(IntNode):
         weight_scale: (c_out,) float32, real weight = weight_scale * stored integer; for reports only.
         reason: why the weights are stored so, for reports.
         addend: the addition done on the way, if any.
+        depthwise: output channel o reads input channel o // (c_out / c_in) alone.
+        dilation: distance between taps, (rows, columns).
+
+    Runs of g input channels (`ir.Conv2d.run`) need nothing of their own here: in_shape is (h, w * g, c_in / g), the kernel (1, g).
     """
 
     dense: bool
@@ -255,6 +260,13 @@ class IntConv2d(IntNode):
     weight_scale: npt.NDArray[np.float32]
     reason: str
     addend: Addend | None = None
+    depthwise: bool = False
+    dilation: Pair = (1, 1)
+
+    @property
+    def kernel_channels(self) -> int:
+        """Input channels that one output channel reads."""
+        return 1 if self.depthwise else self.in_shape[2]
 
     @property
     def result(self) -> tuple[QTensor, int, int]:
@@ -264,17 +276,17 @@ class IntConv2d(IntNode):
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one run, padded taps counted."""
-        return self.output.size_bytes * self.kernel[0] * self.kernel[1] * self.in_shape[2]
+        return self.output.size_bytes * self.kernel[0] * self.kernel[1] * self.kernel_channels
 
     @property
     def weight_count(self) -> int:
         """Weights of the layer, before compression."""
-        return self.output.c * self.kernel[0] * self.kernel[1] * self.in_shape[2]
+        return self.output.c * self.kernel[0] * self.kernel[1] * self.kernel_channels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class IntAdd(IntNode):
-    """Sum of two maps (SPEC 5.2): clamp((a * multiplier_a + b * multiplier_b + bias) >> shift)."""
+    """Sum of two maps (SPEC 5.2): clamp((a * multiplier_a + b * multiplier_b + bias) >> shift); multiplier_b < 0 for a difference."""
 
     multiplier_a: int
     multiplier_b: int
@@ -312,13 +324,93 @@ class IntClamp(IntNode):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class IntSlicePad(IntNode):
-    """Every step-th row and column, zero channels around (SPEC 5.6); quantisation is the input's, `pad_value` its zero point."""
+    """Every step-th row and column from `start`, channels added or (below 0) dropped; `pad_value`, the zero point, outside (SPEC 5.6).
+
+    Quantisation is the input's.
+    """
 
     start: Pair
     step: Pair
     c_before: int
     c_after: int
     pad_value: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IntLookup(IntNode):
+    """A table of results (SPEC 5.9): out = table[q + 128], or table[channel][q + 128].
+
+    Attributes:
+        table: (1, 256) or (c, 256) int8.
+    """
+
+    table: Int8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IntMul(IntNode):
+    """Product of two maps (SPEC 5.10): requantise((a - zero_point_a) * (b - zero_point_b)).
+
+    Attributes:
+        zero_point_a, zero_point_b: the operands'.
+        multiplier, shift, acc_shift: as in `Requant`, for all channels.
+        broadcast: b is (1, 1, c) and serves every position.
+    """
+
+    zero_point_a: int
+    zero_point_b: int
+    multiplier: int
+    shift: int
+    acc_shift: int
+    broadcast: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Where one input of an `IntAssemble` goes, and in which quantisation: out = clamp((q * multiplier + bias) >> shift) (SPEC 5.11).
+
+    Attributes:
+        source: number of the input.
+        start: (row, column, channel) of its first value in the output.
+        step: (rows, columns) between its values there.
+        multiplier, bias, shift: to the output's quantisation; 1, 0, 0 copies.
+    """
+
+    source: int
+    start: tuple[int, int, int]
+    step: Pair
+    multiplier: int
+    bias: int
+    shift: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IntAssemble(IntNode):
+    """A map put together of others: concatenation, enlarging, interleaving (SPEC 5.11).
+
+    Attributes:
+        parts: in the order they are placed; an input may be placed several times.
+        fill: what positions hold that no part covers; None: the parts cover all.
+    """
+
+    parts: tuple[Part, ...]
+    fill: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IntSoftmax(IntNode):
+    """Softmax over the channels of each position (SPEC 5.12); the output has scale 1/256 and zero point -128.
+
+    Attributes:
+        exponentials: (n,) int32, n 1..256: exp(-difference * input scale) in Q0.31 by difference from the largest; 0 beyond.
+    """
+
+    exponentials: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IntArgMax(IntNode):
+    """The number of the largest channel, the first of equals, minus 128 (SPEC 5.13); the output has scale 1 and zero point -128."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

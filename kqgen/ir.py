@@ -4,9 +4,9 @@ A graph is a tuple of nodes in execution order. Each node makes exactly one tens
 names the tensors it reads. There is no batch axis: a shape is (c, h, w), channels first, as PyTorch has it. Weights are
 float32 arrays that nobody may write to (`frozen_array`). A node knows the PyTorch module it came from (`path`).
 
-Two levels share these types. The front end may emit any of them; after `simplify` only `Input`, `Conv2d`, `Add`,
-`MaxPool`, `AvgPool`, `SlicePad`, `Clamp` are left, and batch norms, padding, flattening, dense layers and input scaling
-have been folded into them.
+Two levels share these types. The front end may emit any of them; after `simplify` only `Input`, `Conv2d`, `Add`, `Mul`, `Unary`,
+`Softmax`, `ArgMax`, `Concat`, `Upsample`, `MaxPool`, `AvgPool`, `SlicePad`, `Clamp` are left, and batch norms, padding, flattening,
+dense layers, channel orders and input scaling have been folded into them.
 """
 
 from __future__ import annotations
@@ -26,6 +26,12 @@ Padding = tuple[int, int, int, int]
 
 NO_PADDING: Padding = (0, 0, 0, 0)
 
+UNARY = (
+    "sigmoid", "tanh", "hardsigmoid", "hardswish", "silu", "gelu", "gelu_tanh", "leaky_relu", "prelu", "elu", "softplus", "mish", "abs",
+    "square", "exp",
+)  # fmt: skip
+"""Functions of one value that a table of 256 bytes computes."""
+
 
 def frozen_array(values: npt.ArrayLike) -> Float32:
     """A float32 copy of `values` that cannot be written to."""
@@ -44,6 +50,7 @@ class Node:
         inputs: names of the tensors read, in operand order.
         shape: (c, h, w) of the tensor made; a vector of n features is (n, 1, 1).
         value: name, in the exported program, of the last operator folded into this node: where training simulates its rounding.
+        pinned: (scale, zero point) that the model itself gives this tensor; None: calibration finds them.
     """
 
     name: str
@@ -51,6 +58,7 @@ class Node:
     inputs: tuple[str, ...]
     shape: Shape
     value: str = field(default="", kw_only=True)
+    pinned: tuple[float, int] | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,12 +70,12 @@ class Input(Node):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Conv2d(Node):
-    """A 2-D convolution, dilation 1, groups 1, with folded clamp.
+    """A 2-D convolution with folded clamp.
 
     real output = clamp(sum over taps of weight * (input - input_offset) + bias, lo, hi); a padded tap contributes 0.
 
     Attributes:
-        weight: (c_out, c_in, k_h, k_w) float32.
+        weight: (c_out, c_in / groups, k_h, k_w) float32; with `run` g > 1 (c_out, c_in / g, 1, g), see there.
         bias: (c_out,) float32.
         stride: (rows, columns).
         padding: zeros added around the input (real 0 before `input_offset` is considered: padding contributes nothing).
@@ -76,6 +84,12 @@ class Conv2d(Node):
         dense: the node was a fully connected layer (its kernel then covers the whole input).
         sources: paths of every module folded into this node, for the comments in the C.
         parameter: dotted name of the parameter the weight was read from, "" where it was computed.
+        groups: output channel o reads input channels (o // (c_out / groups)) * c_in / groups and on; after `simplify` 1, or c_in
+            (depthwise).
+        dilation: distance between taps, (rows, columns).
+        run: g > 1: a 1x1 kernel whose "kernels" are runs of g input channels: weight[o, r, 0, j] belongs to input channel
+            j * (c_in / g) + r. It is a (1, g) kernel of stride (stride_h, stride_w * g) on the bytes (h, w, c_in) read as
+            (h, w * g, c_in / g).
     """
 
     weight: Float32
@@ -88,11 +102,19 @@ class Conv2d(Node):
     dense: bool = False
     sources: tuple[str, ...] = ()
     parameter: str = ""
+    groups: int = 1
+    dilation: Pair = (1, 1)
+    run: int = 1
 
     @property
     def kernel(self) -> Pair:
-        """(k_h, k_w)."""
+        """(k_h, k_w) of the weight; (1, g) where there are runs of g channels."""
         return (int(self.weight.shape[2]), int(self.weight.shape[3]))
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each output channel reads one input channel of several."""
+        return self.groups > 1 and self.weight.shape[1] == 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,11 +148,82 @@ class Clamp(Node):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Add(Node):
-    """Sum of two tensors of one shape, with folded clamp."""
+    """Sum, or with `minus` difference, of two tensors of one shape, with folded clamp."""
 
     lo: float = -math.inf
     hi: float = math.inf
     sources: tuple[str, ...] = ()
+    minus: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mul(Node):
+    """Product of two tensors, with folded clamp; the second has the first one's shape, or (c, 1, 1) and serves every position."""
+
+    lo: float = -math.inf
+    hi: float = math.inf
+    sources: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Unary(Node):
+    """A function of each value alone, one of `UNARY`, with folded clamp.
+
+    Attributes:
+        kind: which function.
+        arguments: its numbers, in PyTorch's order (leaky_relu: slope; elu: alpha; ...).
+        slope: (c,) float32, of a prelu; None elsewhere.
+    """
+
+    kind: str
+    arguments: tuple[float, ...] = ()
+    slope: Float32 | None = None
+    lo: float = -math.inf
+    hi: float = math.inf
+    sources: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Softmax(Node):
+    """exp(x) / sum of exp(x) over the channels of each position."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ArgMax(Node):
+    """The number of the largest channel of each position, the first of equals; shape (1, h, w), at most 256 channels."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Concat(Node):
+    """Tensors one behind the other along `axis`: 0 channels, 1 rows, 2 columns."""
+
+    axis: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Upsample(Node):
+    """Each value `factor` times as often along rows and columns; with `zeros`, once, and zeros after it."""
+
+    factor: Pair
+    zeros: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shuffle(Node):
+    """Channels in another order: output channel i is input channel order[i]. `simplify` folds it into weights or slices."""
+
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pin(Node):
+    """The same values in a quantisation that the model gives (fake quantisation, QDQ): real = scale * (q - zero_point), q -128..127.
+
+    `simplify` makes it the `pinned` of its input.
+    """
+
+    scale: float
+    zero_point: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -163,9 +256,10 @@ class AvgPool(Node):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SlicePad(Node):
-    """The option-A shortcut of ResNet: take every `step`-th row and column from `start`, add zero channels.
+    """Part of a map, or a map with zeros around it: every `step`-th row and column from `start`, channels added or, below 0, dropped.
 
-    output[c, y, x] = input[c - c_before, start_h + y * step_h, start_w + x * step_w], or 0 outside the input's channels.
+    output[c, y, x] = input[c - c_before, start_h + y * step_h, start_w + x * step_w], or 0 outside the input; `start`, c_before and
+    c_after may be negative. The option-A shortcut of ResNet is one.
     """
 
     start: Pair = (0, 0)
