@@ -295,8 +295,49 @@ class IntAdd(IntNode):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class IntRescaledAdd(IntNode):
+    """Sum or difference of two maps as TFLite's reference kernels round it (SPEC 5.14), in graphs of rule `tflite` alone.
+
+    Each operand minus its zero point, times 2**20, and their sum, go through a requantisation of their own (SPEC 3.5).
+
+    Attributes:
+        zero_point_a, zero_point_b: the operands'.
+        multiplier_a, multiplier_b, multiplier: of the operands and of their sum, 0 or 2**30..2**31-1.
+        shift_a, shift_b, shift: theirs, 31..62.
+        minus: b is subtracted.
+        broadcast: b is (1, 1, c) and serves every position.
+    """
+
+    zero_point_a: int
+    zero_point_b: int
+    multiplier_a: int
+    shift_a: int
+    multiplier_b: int
+    shift_b: int
+    multiplier: int
+    shift: int
+    minus: bool
+    broadcast: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IntMeanWindow(IntNode):
+    """Mean of the codes of a window, padded positions left out, halves away from zero (SPEC 5.15); quantisation is the input's.
+
+    TFLite's AVERAGE_POOL_2D. Its MEAN over rows and columns is an `IntAvgPool`.
+    """
+
+    kernel: Pair
+    stride: Pair
+    padding: Padding
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class IntAvgPool(IntNode):
-    """Mean over a window (SPEC 5.3); `pad_value` is the input's zero point; one requantisation for all channels."""
+    """Mean over a window (SPEC 5.3); `pad_value` is the input's zero point; one requantisation for all channels.
+
+    By rule `tflite` multiplier and shift are those of SPEC 3.5 and `acc_shift` is 0.
+    """
 
     kernel: Pair
     stride: Pair
@@ -353,7 +394,7 @@ class IntMul(IntNode):
 
     Attributes:
         zero_point_a, zero_point_b: the operands'.
-        multiplier, shift, acc_shift: as in `Requant`, for all channels.
+        multiplier, shift, acc_shift: as in `Requant`, for all channels; of SPEC 3.5 by rule `tflite`.
         broadcast: b is (1, 1, c) and serves every position.
     """
 
