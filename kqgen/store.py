@@ -154,7 +154,8 @@ def _name_of(value: Any, place: str) -> str:
 def _decode(expected: Any, value: Any, arrays: Mapping[str, Array]) -> Any:
     origin = typing.get_origin(expected)
     if isinstance(value, dict) and "array" in value:
-        if origin is not np.ndarray:
+        kinds = {typing.get_origin(each) for each in typing.get_args(expected)} if origin in (typing.Union, UnionType) else {origin}
+        if kinds != {np.ndarray}:
             raise ValueError(f"an array where {expected} belongs")
         array = arrays[value["array"]].copy()
         array.setflags(write=False)
