@@ -13,13 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 
 from kqgen.errors import InternalError
 from kqgen.floatexec import steps
-from kqgen.ir import Add, AvgPool, Clamp, Conv2d, Graph, Input, MaxPool, Node, SlicePad
+from kqgen.ir import Add, ArgMax, AvgPool, Clamp, Concat, Conv2d, Graph, Input, MaxPool, Mul, Node, SlicePad, Softmax, Unary, Upsample
 from kqgen.samples import Samples
 
 Progress = Callable[[str, float], None]
@@ -33,6 +34,9 @@ _SHRINK = np.linspace(0.05, 1.0, 96)
 _PIXEL_REACH = 128
 _PIXEL_TOLERANCE = 1e-3
 _SMALLEST_SPAN = 1e-30
+_SOFTMAX_SCALE = 1 / 256
+_NATURAL = MappingProxyType({"sigmoid": (0.0, 1.0), "hardsigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)})
+"""Where the values of a function lie whatever its input: an output of the network may reach what calibration has not seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +94,10 @@ class _Extent:
 def calibrate(graph: Graph, samples: Samples, progress: Progress | None = None) -> Ranges:
     """Scale and zero point of every tensor of a simplified graph.
 
-    Zero is always a code. A tensor that is never negative, such as one behind a ReLU, has zero point -128. MaxPool, SlicePad and
-    Clamp share their input's quantisation. An input whose calibration values are all pixels 0..255, or pixels divided by 255, gets
-    exactly scale 1 or 1/255 and zero point -128.
+    Zero is always a code. A tensor that is never negative, such as one behind a ReLU, has zero point -128. Which tensors share a
+    quantisation says `range_roots`. An input whose calibration values are all pixels 0..255, or pixels divided by 255, gets exactly
+    scale 1 or 1/255 and zero point -128; a softmax has scale 1/256, an index of the largest scale 1, both zero point -128; what the
+    model itself gives (`pinned`) is taken as it is.
 
     Args:
         samples: calibration images.
@@ -119,12 +124,38 @@ def calibrate(graph: Graph, samples: Samples, progress: Progress | None = None) 
 
 
 def range_roots(graph: Graph) -> dict[str, str]:
-    """Per tensor of a simplified graph the one whose quantisation it has."""
+    """Per tensor of a simplified graph the one whose quantisation it has; roots may come later in the graph.
+
+    MaxPool, SlicePad, Upsample and Clamp share their input's, and so does a Concat whose operands share one. A tensor that only ends
+    in one Concat, by way of such nodes or at once, has the Concat's: its values are rounded to that anyway, so one rounding is saved
+    and the C copies bytes. An operand that others read too keeps its own, which suits them, and is requantised into the Concat; so
+    are inputs, Softmax, ArgMax, outputs and tensors with a quantisation of the model's own.
+    """
     roots: dict[str, str] = {}
     for node in graph:
-        shares = isinstance(node, (MaxPool, SlicePad, Clamp))
-        roots[node.name] = roots[node.inputs[0]] if shares else node.name
+        held = {roots[name] for name in node.inputs}
+        shares = isinstance(node, (*_SHARING, Concat)) and len(held) == 1 and node.pinned is None
+        roots[node.name] = held.pop() if shares else node.name
+    for node in reversed(graph.nodes):
+        if isinstance(node, Concat):
+            for root in dict.fromkeys(roots[name] for name in node.inputs):
+                if _only_joined(graph, roots, root, node):
+                    roots |= {name: roots[node.name] for name, held in roots.items() if held == root}
     return roots
+
+
+_SHARING = (MaxPool, SlicePad, Upsample, Clamp)
+_FIXED = (Input, Softmax, ArgMax)
+
+
+def _only_joined(graph: Graph, roots: dict[str, str], root: str, concat: Concat) -> bool:
+    """Whether `concat` alone reads the tensors of `root`, other than those tensors themselves, and may choose their quantisation."""
+    maker = graph.node(root)
+    if isinstance(maker, _FIXED) or maker.pinned is not None or root == roots[concat.name]:
+        return False
+    held = [name for name, each in roots.items() if each == root]
+    readers = {reader.name for name in held for reader in graph.consumers(name)} - set(held)
+    return readers == {concat.name} and not set(held) & set(graph.outputs)
 
 
 def _extents(graph: Graph, samples: Samples, roots: dict[str, str], tell: Progress) -> dict[str, _Extent]:
@@ -177,15 +208,22 @@ def _histograms(
 
 
 def _quantisation(node: Node, extent: _Extent, histogram: _Float64, *, minmax: bool, lifted: bool) -> TensorRange:
+    if node.pinned is not None:
+        return TensorRange(node.name, *node.pinned)
+    if isinstance(node, (Softmax, ArgMax)):
+        return TensorRange(node.name, _SOFTMAX_SCALE if isinstance(node, Softmax) else 1.0, _LOWEST)
     if isinstance(node, Input):
         if node.uint8 or (extent.pixels and extent.lo >= 0 and _PIXEL_REACH <= extent.hi <= _LEVELS):
             return TensorRange(node.name, 1.0, _LOWEST)
         if extent.fractions and extent.lo >= 0 and _PIXEL_REACH / _LEVELS <= extent.hi <= 1:
             return TensorRange(node.name, float(np.float32(1 / _LEVELS)), _LOWEST)
     lo, hi = extent.lo, extent.hi
-    if isinstance(node, (Conv2d, Add, AvgPool)) and not lifted:
+    if isinstance(node, Unary) and minmax:
+        natural = _NATURAL.get(node.kind, (lo, hi))
+        lo, hi = min(lo, natural[0]), max(hi, natural[1])
+    if isinstance(node, (Conv2d, Add, AvgPool, Mul, Unary)) and not lifted:
         lo, hi = max(lo, min(node.lo, 0.0)), min(hi, max(node.hi, 0.0))
-    if not _span(extent) > 0:
+    if not hi - lo > _SMALLEST_SPAN:
         return TensorRange(node.name, 1.0, _LOWEST)
     if not minmax:
         lo, hi = _least_error(lo, hi, extent, histogram)

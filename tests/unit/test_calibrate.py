@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from kqgen import ir
-from kqgen.calibrate import Ranges, TensorRange, calibrate
+from kqgen.calibrate import Ranges, TensorRange, calibrate, range_roots
 from kqgen.errors import InternalError
 from kqgen.floatexec import evaluate
 from kqgen.frontend import import_module
@@ -124,6 +124,46 @@ def test_pooling_shortcuts_and_clamps_share_their_inputs_quantisation() -> None:
     shared = [entry for entry, node in zip(ranges, graph, strict=True) if isinstance(node, (ir.MaxPool, ir.SlicePad, ir.Clamp))]
     assert len(shared) == 3
     assert {(entry.scale, entry.zero_point) for entry in shared} == {(ranges["conv"].scale, ranges["conv"].zero_point)}
+
+
+def test_what_only_a_concatenation_reads_has_its_quantisation() -> None:
+    shape = (4, 4, 4)
+    nodes = (
+        ir.Input("x", "", (), shape),
+        ir.Clamp("a", "", ("x",), shape, 0, 1),
+        ir.Unary("b", "", ("x",), shape, "tanh"),
+        ir.MaxPool("pool", "", ("b",), shape, (1, 1), (1, 1)),
+        ir.Unary("c", "", ("x",), shape, "exp"),
+        ir.Unary("pin", "", ("x",), shape, "exp", pinned=(0.25, 3)),
+        ir.Softmax("soft", "", ("x",), shape),
+        ir.Concat("cat", "", ("a", "pool", "c", "pin", "soft"), (20, 4, 4)),
+        ir.Add("out", "", ("c", "c"), shape),
+        ir.Concat("same", "", ("c", "c"), (8, 4, 4)),
+    )
+    roots = range_roots(ir.Graph("net", nodes, ("cat", "out", "same")))
+    assert roots == {
+        "x": "x", "a": "x", "b": "cat", "pool": "cat", "c": "c", "pin": "pin", "soft": "soft", "cat": "cat", "out": "out", "same": "c",
+    }  # fmt: skip
+
+
+def test_fixed_and_given_quantisations() -> None:
+    nodes = (
+        ir.Input("x", "", (), SHAPE, pinned=(0.5, 7)),
+        ir.Softmax("soft", "", ("x",), SHAPE),
+        ir.ArgMax("place", "", ("x",), SHAPE),
+        ir.Unary("inner", "", ("x",), SHAPE, "sigmoid"),
+        ir.Add("sum", "", ("inner", "inner"), SHAPE),
+        ir.Unary("outer", "", ("x",), SHAPE, "tanh"),
+        ir.Unary("positive", "", ("x",), SHAPE, "hardswish", lo=0.0),
+    )
+    graph = ir.Graph("net", nodes, ("soft", "place", "sum", "outer", "positive"))
+    ranges = calibrate(graph, read_samples(images(4, *SHAPE) / 10, graph))
+    assert ranges["x"] == TensorRange("x", 0.5, 7)
+    assert ranges["soft"] == TensorRange("soft", 1 / 256, -128)
+    assert ranges["place"] == TensorRange("place", 1.0, -128)
+    assert ends(ranges["inner"])[1] < 0.7
+    assert ends(ranges["outer"]) == pytest.approx((-1, 1), abs=0.01)
+    assert ranges["positive"].zero_point == -128
 
 
 def test_progress_grows_to_one_and_samples_do_not_change() -> None:
