@@ -31,6 +31,40 @@ KQGEN_CODE static inline int32_t kq_clamped(int32_t x, int32_t lo, int32_t hi)
     return x < lo ? lo : (x > hi ? hi : x);
 }
 
+/* floor((a * b + half * 2^16) / 2^31) for any a and b but -2^31 twice, half 0..2^15: the product of two numbers in units of 2^-31 (SPEC 3.5).
+ * Where there is no SMULL, from halves: |high * any half| <= 2^15 * 65535 < 2^31, and the carries of the lower word fit 18 bits.
+ */
+KQGEN_CODE static inline int32_t kq_product_q31(int32_t a, int32_t b, uint32_t half)
+{
+#if defined(__GNUC__) && defined(__thumb2__)
+    uint32_t low;
+    uint32_t high;
+    __asm__("smull %0, %1, %2, %3" : "=&r"(low), "=&r"(high) : "r"(a), "r"(b));
+    half <<= 16;
+    low += half;
+    high += low < half;
+    return kq_signed(high << 1 | low >> 31);
+#else
+    const int32_t a_high = kq_shift_down(a, 16);
+    const int32_t b_high = kq_shift_down(b, 16);
+    const uint32_t a_low = (uint32_t)a & 0xFFFFu;
+    const uint32_t b_low = (uint32_t)b & 0xFFFFu;
+    const uint32_t across = (uint32_t)a_high * b_low;
+    const uint32_t along = (uint32_t)b_high * a_low;
+    const uint32_t middle = ((a_low * b_low) >> 16) + (across & 0xFFFFu) + (along & 0xFFFFu) + half;
+    const uint32_t high = (uint32_t)kq_shift_down(kq_signed(across), 16) + (uint32_t)kq_shift_down(kq_signed(along), 16) + (middle >> 16);
+    return kq_signed(((high + (uint32_t)a_high * (uint32_t)b_high) << 1) | ((middle >> 15) & 1u));
+#endif
+}
+
+/* x / 2^n, n 0..31, halves away from zero. */
+KQGEN_CODE static inline int32_t kq_divided_by_power(int32_t x, uint32_t n)
+{
+    const uint32_t half = ((uint32_t)1 << n) >> 1;
+    const uint32_t below = n != 0 ? (uint32_t)kq_shift_down(x, 31) : 0;
+    return kq_shift_down(kq_signed((uint32_t)x + half + below), n);
+}
+
 /* floor((acc * 2^acc_shift * multiplier + 2^(shift+15)) / 2^(shift+16)): one rounding, halves up (SPEC 3.2, 3.3).
  * acc * 2^acc_shift fits int32 read as signed; multiplier 0..32767; shift 1..22; acc_shift 0..15.
  * |high * multiplier| <= 2^15 * 32767 < 2^30, low * multiplier < 2^31, so no step overflows. SMLAWB computes the same sum: the upper 32 bits
