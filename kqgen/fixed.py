@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kqgen import fixed_tflite
 from kqgen.errors import InputError, InternalError
 
 Int64 = npt.NDArray[np.int64]
@@ -43,8 +44,12 @@ def scale(acc: npt.NDArray[Any], multiplier: npt.ArrayLike, shift: npt.ArrayLike
     """floor((acc * 2^acc_shift * multiplier + 2^(shift+15)) / 2^(shift+16)): one rounding, halves up (SPEC 3.2; kq_scale).
 
     Shapes: acc (..., c) integers, bias inside, acc * 2^acc_shift within int32; multiplier (c,) or () 0..32767; shift (c,) or () 1..22.
+    An `acc_shift` that names rule `tflite` asks for SPEC 3.5 instead (`fixed_tflite.scale`).
+
     Raises: InternalError when an argument is outside these ranges.
     """
+    if fixed_tflite.is_rule(acc_shift):
+        return fixed_tflite.scale(acc, multiplier, shift, acc_shift)
     m, s = np.asarray(multiplier, dtype=np.int64), np.asarray(shift, dtype=np.int64)
     a = np.asarray(acc, dtype=np.int64)
     if not 0 <= acc_shift <= ACC_SHIFT_MAX or np.any((s < SHIFT_MIN) | (s > SHIFT_MAX)) or np.any((m < 0) | (m > MULTIPLIER_MAX)):
@@ -97,11 +102,11 @@ def quantise_multiplier(factors: npt.ArrayLike) -> tuple[npt.NDArray[np.int16], 
 
 
 def add_parameters(
-    scale_a: float, zero_point_a: int, scale_b: float, zero_point_b: int, scale_y: float, zero_point_y: int
+    scale_a: float, zero_point_a: int, scale_b: float, zero_point_b: int, scale_y: float, zero_point_y: int, *, minus: bool = False
 ) -> tuple[int, int, int, int]:
     """(multiplier_a, multiplier_b, bias, shift) of SPEC 5.2 with the largest shift <= 20 that keeps every value in int32.
 
-    A multiplier is the ratio of scales times 2^shift, rounded halves up, and at least 1.
+    A multiplier is the ratio of scales times 2^shift, rounded halves up, and at least 1; that of b is negative with `minus`.
 
     Units: scales are real per step, > 0; zero points -128..127.
     Raises: InputError when a scale is not finite and positive, or no shift serves.
@@ -111,6 +116,7 @@ def add_parameters(
         ratios = (scale_a / scale_y, scale_b / scale_y)
         for shift in range(ADD_SHIFT_MAX, 0, -1) if max(ratios) < 2.0**31 else ():
             m_a, m_b = (max(1, int(round_half_up(math.ldexp(ratio, shift)))) for ratio in ratios)
+            m_b = -m_b if minus else m_b
             bias = (zero_point_y << shift) - zero_point_a * m_a - zero_point_b * m_b + (1 << (shift - 1))
             if add_fits(m_a, m_b, bias):
                 return m_a, m_b, bias, shift
@@ -124,8 +130,36 @@ def add_parameters(
 
 def add_fits(m_a: int, m_b: int, bias: int) -> bool:
     """Whether a * m_a, b * m_b, their sum and the sum with the bias fit int32 for all int8 a and b; all are extreme at the ends."""
-    low, high = -128 * (m_a + m_b), 127 * (m_a + m_b)
-    return all(INT32_MIN <= value <= INT32_MAX for value in (low, high, bias, low + bias, high + bias))
+    ends_a, ends_b = (sorted((-128 * each, 127 * each)) for each in (m_a, m_b))
+    low, high = ends_a[0] + ends_b[0], ends_a[1] + ends_b[1]
+    return all(INT32_MIN <= value <= INT32_MAX for value in (*ends_a, *ends_b, low, high, bias, low + bias, high + bias))
+
+
+def rescale_parameters(scale_x: float, zero_point_x: int, scale_y: float, zero_point_y: int) -> tuple[int, int, int]:
+    """(multiplier, bias, shift) of SPEC 5.11 from one quantisation to another: (1, 0, 0) where they are equal, else a shift of 1..20.
+
+    Units and errors: as for `add_parameters`.
+    """
+    if (scale_x, zero_point_x) == (scale_y, zero_point_y):
+        return 1, 0, 0
+    if all(math.isfinite(value) and value > 0 for value in (scale_x, scale_y)) and scale_x / scale_y < 2.0**31:
+        for shift in range(ADD_SHIFT_MAX, 0, -1):
+            multiplier = max(1, int(round_half_up(math.ldexp(scale_x / scale_y, shift))))
+            bias = (zero_point_y << shift) - zero_point_x * multiplier + (1 << (shift - 1))
+            if rescale_fits(multiplier, bias):
+                return multiplier, bias, shift
+    raise InputError(
+        "a map cannot be brought to another scale in 32 bits",
+        found=f"scale {scale_x}, wanted scale {scale_y}",
+        wanted="finite scales above 0, the first at most some 10^6 times the other",
+        do="check the calibration data: the result's range is far smaller than that of its parts",
+    )
+
+
+def rescale_fits(multiplier: int, bias: int) -> bool:
+    """Whether q * multiplier and its sum with the bias fit int32 for every int8 q."""
+    ends = (-128 * multiplier, 127 * multiplier)
+    return all(INT32_MIN <= value <= INT32_MAX for value in (*ends, bias, *(end + bias for end in ends)))
 
 
 def crc32(data: bytes | npt.NDArray[np.int8]) -> int:

@@ -169,9 +169,10 @@ class Requant:
 
     Attributes:
         bias: (c,) int32, added to the accumulator first; input zero points are folded in.
-        multiplier: (c,) int16, 0..32767; by rule `tflite` int32, 0 or 2**30..2**31-1 (SPEC 3.5).
+        multiplier: (c,) int16, 0..32767; by rule `tflite` int32, 0..2**31-1 (SPEC 3.5).
         shift: (c,) uint8, 1..22; by rule `tflite` 1..62.
-        acc_shift: 0..15, the accumulator's left shift, the same for all channels; 0 by rule `tflite`.
+        acc_shift: 0..15, the accumulator's left shift, the same for all channels; by rule `tflite` its mark, `fixed_tflite.TWICE`, or
+            `ONCE` in fully connected layers.
     """
 
     bias: npt.NDArray[np.int32]
@@ -302,7 +303,7 @@ class IntRescaledAdd(IntNode):
 
     Attributes:
         zero_point_a, zero_point_b: the operands'.
-        multiplier_a, multiplier_b, multiplier: of the operands and of their sum, 0 or 2**30..2**31-1.
+        multiplier_a, multiplier_b, multiplier: of the operands and of their sum, 0..2**31-1.
         shift_a, shift_b, shift: theirs, 31..62.
         minus: b is subtracted.
         broadcast: b is (1, 1, c) and serves every position.
@@ -336,7 +337,7 @@ class IntMeanWindow(IntNode):
 class IntAvgPool(IntNode):
     """Mean over a window (SPEC 5.3); `pad_value` is the input's zero point; one requantisation for all channels.
 
-    By rule `tflite` multiplier and shift are those of SPEC 3.5 and `acc_shift` is 0.
+    By rule `tflite` multiplier and shift are those of SPEC 3.5 and `acc_shift` is `fixed_tflite.TWICE`.
     """
 
     kernel: Pair
@@ -394,7 +395,7 @@ class IntMul(IntNode):
 
     Attributes:
         zero_point_a, zero_point_b: the operands'.
-        multiplier, shift, acc_shift: as in `Requant`, for all channels; of SPEC 3.5 by rule `tflite`.
+        multiplier, shift, acc_shift: as in `Requant`, for all channels.
         broadcast: b is (1, 1, c) and serves every position.
     """
 

@@ -15,17 +15,18 @@ PACKAGE = ROOT / "kqgen"
 # From the ground up. A module imports only modules that stand before it.
 ORDER = (
     # ground
-    "version", "errors", "fixed", "bits", "assets", "blocks",
+    "version", "errors", "fixed_tflite", "fixed", "doubling", "unary", "bits", "assets", "blocks",
     # vocabulary
     "ir", "options", "goal", "intgraph", "index_check", "compare", "plan", "board", "sizes",
     # stages on the graph
     "frontend_names", "frontend_call", "frontend_maps", "frontend_layers", "frontend_table", "frontend",
     "simplify_rewrite", "simplify_affine", "simplify_spatial", "simplify", "floatexec",
     "samples", "pt2_check", "pt2", "loading", "floatmodel",
-    "calibrate", "cluster", "cluster_pairs", "kq_uniform", "kq_layers", "kq_moments", "kq_fit", "kq_simulate", "kq_blocks", "post_training",
+    "calibrate", "cluster", "cluster_pairs", "kq_uniform", "kq_runs", "kq_layers", "kq_moments", "kq_fit", "kq_simulate", "kq_blocks", "post_training",
     "planned", "sensitivity", "kq_curves", "allocate_mixes", "allocate",
-    "lower", "oracle", "dequantised", "graph_check", "store", "fuse",
-    "conv_shape", "form_portable", "form_packed", "form_dsp", "form_mve", "form_reuse", "form_winograd", "forms", "schedule",
+    "lower_checks", "lower_conv", "lower_maps", "lower", "oracle_maps", "oracle", "dequantised", "graph_check", "store", "fuse", "prune_ranges", "prune",
+    "conv_shape", "form_portable", "form_packed", "form_dsp", "form_mve", "form_reuse", "form_winograd",
+    "form_depthwise", "forms", "schedule",
     "stream_jobs", "lifetimes", "memory", "reorder", "plan_check", "stream_ways", "stream", "planner",
     # training
     "train_modules", "train_assign", "train_graph", "train_blueprint", "train_integers", "train_model", "train_prepare", "train_data",
