@@ -33,6 +33,8 @@ class ConvShape:
         largest_sum: largest sum of absolute weights over one output channel.
         pad_table: padded positions read different values in different input channels.
         input_aligned: the input map begins at a multiple of 4 (it lies in the arena).
+        depthwise: output channel o reads input channel o // (c_out / c_in) alone.
+        dilation: distance between taps, (rows, columns).
     """
 
     h_in: int
@@ -54,6 +56,8 @@ class ConvShape:
     largest_sum: int
     pad_table: bool
     input_aligned: bool
+    depthwise: bool = False
+    dilation: Pair = (1, 1)
 
     @property
     def n(self) -> int:
@@ -62,8 +66,8 @@ class ConvShape:
 
     @property
     def taps(self) -> int:
-        """Values of one window: taps of all input channels."""
-        return self.n * self.c_in
+        """Values of the window of one output channel: taps of all input channels it reads."""
+        return self.n * (1 if self.depthwise else self.c_in)
 
     @property
     def pixels(self) -> int:
@@ -124,6 +128,7 @@ def conv_shape(graph: IntGraph, node: IntConv2d, input_aligned: bool) -> ConvSha
         kind=kind, bits=bits, sign=sign, codewords=codewords, used_codewords=_used(stored) if indexed else 0.0,
         sums=node.addend is not None, largest_weight=int(np.abs(weights.astype(np.int64)).max()), largest_sum=int(sums.max()),
         pad_table=node.padding != (0, 0, 0, 0) and len(set(node.pad_values.tolist())) > 1, input_aligned=input_aligned,
+        depthwise=node.depthwise, dilation=node.dilation,
     )  # fmt: skip
 
 

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from kqgen import form_dsp, form_mve, form_packed, form_portable, form_reuse, form_winograd
+from kqgen import form_depthwise, form_dsp, form_mve, form_packed, form_portable, form_reuse, form_winograd
 from kqgen.board import Core
 from kqgen.conv_shape import Candidate, ConvShape
 from kqgen.plan import Form
 
 Engine = Callable[[ConvShape, str], tuple[Candidate, ...]]
 
-ENGINES: tuple[Engine, ...] = (
+
+def _ordinary(engine: Engine) -> Engine:
+    """The engine, kept from layers whose windows it does not know."""
+    return lambda shape, core: () if shape.depthwise or shape.dilation != (1, 1) else engine(shape, core)
+
+
+ORDINARY: tuple[Engine, ...] = tuple(map(_ordinary, (
     form_dsp.candidates, form_winograd.candidates, form_portable.candidates, form_packed.candidates, form_reuse.candidates,
     form_mve.candidates,
-)  # fmt: skip
-"""One function a family of forms, in order of preference among equals."""
+)))  # fmt: skip
+"""One function a family of forms of ordinary convolutions, in order of preference among equals."""
+
+SPECIAL: tuple[Engine, ...] = (form_depthwise.candidates,)
+"""Those of other layers; each offers one function a core and kind of weights."""
+
+ENGINES = (*ORDINARY, *SPECIAL)
+"""All of them."""
 
 
 def engine_core(core: Core) -> str:
@@ -26,14 +38,16 @@ def engine_core(core: Core) -> str:
 
 
 def leanest(shapes: Sequence[ConvShape], core: Core) -> tuple[Engine, ...]:
-    """The one engine that runs all of these layers, the fastest of several; all engines where no single one does.
+    """The one engine that runs all ordinary layers among these, the fastest of several, and those of other layers; all engines where no
+    single one does.
 
     An engine's functions share most of their code, so a network that takes one alone is small.
     """
     name = engine_core(core)
-    able = [engine for engine in ENGINES if all(engine(shape, name) for shape in shapes)]
-    fastest = min(able, key=lambda engine: sum(min(each.cycles for each in engine(shape, name)) for shape in shapes), default=None)
-    return ENGINES if fastest is None else (fastest,)
+    ordinary = [shape for shape in shapes if not any(engine(shape, name) for engine in SPECIAL)]
+    able = [engine for engine in ORDINARY if all(engine(shape, name) for shape in ordinary)]
+    fastest = min(able, key=lambda engine: sum(min(each.cycles for each in engine(shape, name)) for shape in ordinary), default=None)
+    return ENGINES if fastest is None else (fastest, *SPECIAL)
 
 
 def candidates(

@@ -6,7 +6,7 @@ is many pieces, so that another map may take the place of rows that are not need
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from kqgen.intgraph import IntAdd, IntClamp, IntConv2d, IntGraph
@@ -52,8 +52,11 @@ def last_uses(graph: IntGraph) -> dict[str, int]:
     return {name: number for number, node in enumerate(graph.nodes) for name in node.inputs}
 
 
-def tensor_blocks(graph: IntGraph) -> tuple[Block, ...]:
-    """Arena tensors, those of an in-place step merged with the operand they overwrite; times are numbers of steps."""
+def tensor_blocks(graph: IntGraph, streamed: Collection[int] = ()) -> tuple[Block, ...]:
+    """Arena tensors, those of an in-place step merged with the operand they overwrite; times are numbers of steps.
+
+    `streamed` steps run some rows at a time: no window of theirs may be overwritten.
+    """
     last_use = last_uses(graph)
     blocks = {each.name: Block((each.name,), each.size_bytes, -1, last_use.get(each.name, -1)) for each in graph.inputs}
     given = {each.name for each in graph.inputs}
@@ -62,7 +65,8 @@ def tensor_blocks(graph: IntGraph) -> tuple[Block, ...]:
         if name in graph.outputs:
             continue
         last = last_use.get(name, number)
-        host = next((operand for operand in _overwritable(node) if operand in blocks.keys() - given and last_use[operand] == number), None)
+        operands = (each for each in _overwritable(node, number in streamed) if each in blocks.keys() - given and last_use[each] == number)
+        host = next(operands, None)
         if host is None:
             blocks[name] = Block((name,), node.output.size_bytes, number, last)
         else:
@@ -72,15 +76,19 @@ def tensor_blocks(graph: IntGraph) -> tuple[Block, ...]:
 
 
 def chains(graph: IntGraph) -> dict[str, str]:
-    """For every tensor made by a step the first one of the chain that shares its place."""
+    """For every tensor made by a step the first one of the chain that shares its place when all steps run as streams."""
     made = {node.output.name: node.output.name for node in graph.nodes}
-    return made | {name: block.members[0] for block in tensor_blocks(graph) for name in block.members}
+    blocks = tensor_blocks(graph, range(len(graph.nodes)))
+    return made | {name: block.members[0] for block in blocks for name in block.members}
 
 
-def _overwritable(node: object) -> tuple[str, ...]:
+def _overwritable(node: object, streamed: bool) -> tuple[str, ...]:
     """Operands whose place the output of `node` may take (SPEC 8: which functions allow it)."""
     if isinstance(node, IntConv2d) and node.addend is not None:
         return node.inputs[1:]
+    if isinstance(node, IntConv2d):
+        same = node.in_shape == (node.output.h, node.output.w, node.output.c)
+        return node.inputs if node.depthwise and same and node.dilation == (1, 1) and not streamed else ()
     return node.inputs if isinstance(node, IntAdd | IntClamp) else ()
 
 
@@ -119,7 +127,8 @@ def timeline(steps: int, patterns: Sequence[Pattern]) -> Timeline:
 def arena_blocks(graph: IntGraph, patterns: Sequence[Pattern]) -> tuple[Block, ...]:
     """The blocks of all tensors in the arena, with the lives of their pieces."""
     times = timeline(len(graph.nodes), patterns)
-    return tuple(_living(graph, block, patterns, times) for block in tensor_blocks(graph))
+    streamed = {number for each in patterns for number in range(each.first, each.last + 1)}
+    return tuple(_living(graph, block, patterns, times) for block in tensor_blocks(graph, streamed))
 
 
 def _living(graph: IntGraph, block: Block, patterns: Sequence[Pattern], times: Timeline) -> Block:

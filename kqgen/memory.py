@@ -1,9 +1,9 @@
 """The memory plan: every tensor and every step's scratch gets a fixed place in one arena.
 
 Inputs have a place in the arena too, which the caller may use: their bytes are free once the last layer has read them. Outputs lie
-in the caller's buffers. An addition may write over an operand that nobody needs afterwards, a clamp over its input; a convolution
-that adds must write over its second operand. Placement is first fit over several orders, the smallest arena wins; the order is
-deterministic. `plan_check` verifies the result independently.
+in the caller's buffers. An addition may write over an operand that nobody needs afterwards, a clamp over its input, and so may a
+depthwise layer between maps of one shape; a convolution that adds must write over its second operand. Placement is first fit over
+several orders, the smallest arena wins; the order is deterministic. `plan_check` verifies the result independently.
 """
 
 from __future__ import annotations

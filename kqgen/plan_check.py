@@ -201,7 +201,8 @@ def _inside(machine: _Machine, tensor: str, offset: int, size_bytes: int, node: 
 
 def _overwritten(node: IntNode) -> tuple[str, ...]:
     if isinstance(node, IntConv2d):
-        return node.inputs[1:]
+        alike = node.in_shape == (node.output.h, node.output.w, node.output.c) and node.dilation == (1, 1)
+        return node.inputs if node.depthwise and alike and node.addend is None else node.inputs[1:]
     return node.inputs if isinstance(node, IntAdd | IntClamp) else ()
 
 

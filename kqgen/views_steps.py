@@ -79,7 +79,9 @@ def op_text(node: IntNode) -> str:
             return f"dense, {node.in_shape[2]} -> {node.output.c}"
         case IntConv2d():
             added = "" if node.addend is None else f", + {node.inputs[1]}"
-            return f"conv {_window_text(node.kernel, node.stride, (1, 1))}, {node.in_shape[2]} -> {node.output.c}{added}"
+            kind = "depthwise" if node.depthwise else "conv"
+            apart = "" if node.dilation == (1, 1) else f" dilated {node.dilation[0]}x{node.dilation[1]}"
+            return f"{kind} {_window_text(node.kernel, node.stride, (1, 1))}{apart}, {node.in_shape[2]} -> {node.output.c}{added}"
         case IntAdd():
             return "add"
         case IntAvgPool():

@@ -74,7 +74,7 @@ def _counted(count: int, word: str) -> str:
 
 
 def _weights_table(graph: IntGraph, ident: str, node: IntConv2d) -> TableView:
-    c_out, c_in = node.output.c, node.in_shape[2]
+    c_out, c_in = node.output.c, node.kernel_channels
     k_h, k_w = node.kernel
     stored = node.weights
     if isinstance(stored, UniformWeights):

@@ -52,6 +52,14 @@ void kq_conv2d_decode_mve_s8(const kq_conv2d_kq *conv, const int8_t *input, int8
 void kq_conv2d_winograd2_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
 void kq_conv2d_winograd4_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
 
+/* Depthwise convolution: output channel o reads input channel o / (c_out / c_in) alone. Where both maps have the same shape and nothing is
+ * added, the output may be the input; not so in the twins. SPEC 5.14, 6.9.
+ */
+void kq_depthwise_s8(const kq_conv2d *conv, const int8_t *input, int8_t *output, void *scratch);
+void kq_depthwise_s8_ref(const kq_conv2d *conv, const int8_t *input, int8_t *output, void *scratch);
+void kq_depthwise_decode_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
+void kq_depthwise_decode_s8_ref(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
+
 /* Sum of two maps in their own quantisations. SPEC 5.2. */
 void kq_add_s8(const kq_add *add, const int8_t *a, const int8_t *b, int8_t *output);
 

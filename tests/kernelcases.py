@@ -110,6 +110,8 @@ class ConvCase:
     lo: int
     hi: int
     addend: Sum | None = None
+    depthwise: bool = False
+    dilation: Pair = (1, 1)
 
     @property
     def kernel(self) -> Pair:
@@ -119,7 +121,8 @@ class ConvCase:
     @property
     def out_shape(self) -> tuple[int, int, int]:
         """(h, w, c) of the output."""
-        h, w = out_size(self.x.shape[:2], self.kernel, self.stride, self.padding)
+        span = tuple((size - 1) * step + 1 for size, step in zip(self.kernel, self.dilation, strict=True))
+        h, w = out_size(self.x.shape[:2], (span[0], span[1]), self.stride, self.padding)
         return h, w, int(self.weights.values.shape[0])
 
 
@@ -129,24 +132,32 @@ def out_size(size: tuple[int, ...], kernel: Pair, stride: Pair, padding: Padding
     return (size[0] + top + bottom - kernel[0]) // stride[0] + 1, (size[1] + left + right - kernel[1]) // stride[1] + 1
 
 
-def windows(x: Array, kernel: Pair, stride: Pair, padding: Padding, pad_values: Array | int) -> Iterator[tuple[int, int, Array]]:
+def windows(
+    x: Array, kernel: Pair, stride: Pair, padding: Padding, pad_values: Array | int, dilation: Pair = (1, 1)
+) -> Iterator[tuple[int, int, Array]]:
     """(r, c, (h_out, w_out, c_in) int64): what tap (r, c) of every window reads (SPEC 5)."""
     top, bottom, left, right = padding
     h, w, channels = x.shape
     padded = np.empty((h + top + bottom, w + left + right, channels), np.int64)
     padded[...] = pad_values
     padded[top : top + h, left : left + w] = x
-    rows, columns = out_size((h, w), kernel, stride, padding)
+    span = ((kernel[0] - 1) * dilation[0] + 1, (kernel[1] - 1) * dilation[1] + 1)
+    rows, columns = out_size((h, w), span, stride, padding)
     for r, c in product(range(kernel[0]), range(kernel[1])):
-        yield r, c, padded[r : r + (rows - 1) * stride[0] + 1 : stride[0], c : c + (columns - 1) * stride[1] + 1 : stride[1]]
+        y, x0 = r * dilation[0], c * dilation[1]
+        yield r, c, padded[y : y + (rows - 1) * stride[0] + 1 : stride[0], x0 : x0 + (columns - 1) * stride[1] + 1 : stride[1]]
 
 
 def accumulators(case: ConvCase) -> Array:
     """SPEC 5.1 before requantisation: (h, w, c_out) int64."""
     acc = np.broadcast_to(case.bias.astype(np.int64), case.out_shape).copy()
     pads = case.pad_value if case.pad_values is None else case.pad_values
-    for r, c, x in windows(case.x, case.kernel, case.stride, case.padding, pads):
-        acc += np.tensordot(x, case.weights.values[:, r, c, :].astype(np.int64), axes=([2], [1]))
+    for r, c, x in windows(case.x, case.kernel, case.stride, case.padding, pads, case.dilation):
+        weights = case.weights.values[:, r, c, :].astype(np.int64)
+        if case.depthwise:
+            acc += np.repeat(x, case.out_shape[2] // x.shape[2], axis=2) * weights[:, 0]
+        else:
+            acc += np.tensordot(x, weights, axes=([2], [1]))
     return acc
 
 
@@ -237,7 +248,7 @@ def uniform(rng: np.random.Generator, c_out: int, c_in: int, kernel: Pair, bits:
 
 def conv_case(
     rng: np.random.Generator, label: str, x: Array, weights: Uniform | Indexed, stride: Pair = (1, 1), padding: Padding = NO_PADDING,
-    per_channel_pads: bool = True, acc_shift: int = 0,
+    per_channel_pads: bool = True, acc_shift: int = 0, depthwise: bool = False, dilation: Pair = (1, 1),
 ) -> ConvCase:  # fmt: skip
     """A layer with requantisation that spreads its accumulators over the int8 range and past it."""
     c_out, c_in = weights.values.shape[0], x.shape[2]
@@ -248,6 +259,7 @@ def conv_case(
     case = ConvCase(
         label, x, weights, stride, padding, pads if per_channel_pads else None, int(pads[0]), bias, multiplier,
         np.ones(c_out, np.uint8), acc_shift, int(rng.integers(-128, 128)), lo, hi,
+        depthwise=depthwise, dilation=dilation,
     )  # fmt: skip
     largest = np.abs(accumulators(case)).max(axis=(0, 1)) + 1
     assert int(largest.max()) * 2**acc_shift < 2**31, "the case would not be lowered"
@@ -375,3 +387,34 @@ def extreme_pairs(c_in: int, negative: bool) -> Indexed:
     codes = np.repeat(np.arange(4)[:, None], c_in, axis=1).astype(np.int16)
     book = np.concatenate([first, second]).reshape(8, 3, 3).astype(np.int8)
     return Indexed(book, codes, np.full(codes.shape, negative), True, codes)
+
+
+def depthwise_cases() -> list[ConvCase]:
+    """Depthwise layers: the geometries and one-dimensional windows in all three ways of storing weights, then corners."""
+    cases = []
+    shapes = [(kernel, stride, paddings(kernel)[which]) for kernel, stride, which in product(KERNELS, STRIDES, range(4))]
+    shapes += [((1, 3), (1, 1), NO_PADDING), ((1, 5), (1, 1), (0, 0, 2, 2)), ((4, 1), (2, 2), NO_PADDING), ((3, 3), (1, 1), (1, 1, 1, 1))]
+    for number, (kernel, stride, padding) in enumerate(shapes):
+        rng = np.random.default_rng(2000 + number)
+        c_in, each = (*CHANNELS, 8, 12)[number % 6], (1, 1, 2, 3)[number // 2 % 4]
+        h, w = kernel[0] + int(rng.integers(0, 6)), kernel[1] + int(rng.integers(0, 9))
+        x = inputs(rng, (h, w, c_in), "ends" if number % 5 == 0 else "any")
+        stored = (
+            uniform(rng, each * c_in, 1, kernel, (8, 6, 4)[number // 3 % 3]),
+            indexed(rng, each * c_in, 1, codebook(rng, 1 + number * 7 % 40, kernel, number % 4 == 0), bool(number % 2)),
+            additive(rng, each * c_in, 1, kernel, 1 + number * 5 % 30, bool(number % 2)),
+        )
+        for weights in stored[number % 3 :] if number % 2 else stored[: number % 3 + 1]:
+            label = f"depthwise {type(weights).__name__} {kernel} stride {stride} padding {padding} {h}x{w}x{c_in} times {each}"
+            pads = bool(number // 3 % 2)
+            cases.append(conv_case(rng, label, x, weights, stride, padding, pads, acc_shift=number % 3, depthwise=True))
+    rng = np.random.default_rng(95)
+    for kind, bits in product(("low", "high", "ends"), (8, 6, 4)):
+        weights = Uniform(bits, rng.choice([-1, 1], (9, 3, 3, 1)) * (2 ** (bits - 1) - 1))
+        x = inputs(rng, (7, 6, 9), kind)
+        cases.append(conv_case(rng, f"depthwise saturating {kind}", x, weights, padding=(1, 1, 1, 1), depthwise=True))
+    for kind, sign in product(("low", "high", "ends"), (False, True)):
+        weights = indexed(rng, 5, 1, codebook(rng, 9, (3, 3), at_bound=True), sign)
+        x = inputs(rng, (5, 7, 5), kind)
+        cases.append(conv_case(rng, f"depthwise saturating words {kind}", x, weights, padding=(1, 1, 1, 1), depthwise=True))
+    return cases

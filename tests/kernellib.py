@@ -24,6 +24,7 @@ from kernelcases import (
     Indexed,
     Uniform,
     additive_cases,
+    depthwise_cases,
     expected,
     indexed_cases,
     narrow_cases,
@@ -135,8 +136,8 @@ class Kernels:
             for block in blocks:
                 self.lib.free(block)
 
-    def conv(self, case: ConvCase, way: Way) -> Array:
-        """Runs a layer one way: (h, w, c_out) int8."""
+    def conv(self, case: ConvCase, way: Way, in_place: bool = False) -> Array:
+        """Runs a layer one way: (h, w, c_out) int8; `in_place`: the output takes the input's place, of the same shape."""
         h, w, c_out = case.out_shape
         with self.memory() as place:
             # Tables, maps and pads lie at odd addresses: nothing may read them by words.
@@ -176,7 +177,9 @@ class Kernels:
             scratch = place(garbage.tobytes(), "void *", 4)
             held = bytes([0x55]) * (h * w * c_out) if case.addend is None else case.addend.held.astype(np.int8).tobytes()
             output = place(held, "int8_t *", 1)
-            getattr(self.lib, way.function)(layer, place(case.x.tobytes(), "int8_t *", 3), output, scratch)
+            given = place(case.x.tobytes(), "int8_t *", 3)
+            output = given if in_place else output
+            getattr(self.lib, way.function)(layer, given, output, scratch)
             return np.frombuffer(self.ffi.buffer(output, h * w * c_out), np.int8).reshape(h, w, c_out).copy()
 
 
@@ -210,7 +213,7 @@ def shape_of(case: ConvCase) -> ConvShape:
         bits=case.weights.bits if isinstance(case.weights, Uniform) else case.weights.index_bits,
         sign=indexed is not None and indexed.sign, codewords=0 if indexed is None else indexed.nameable, used_codewords=used,
         sums=case.addend is not None, largest_weight=int(values.max()), largest_sum=int(values.reshape(len(values), -1).sum(axis=1).max()),
-        pad_table=case.pad_values is not None, input_aligned=False,
+        pad_table=case.pad_values is not None, input_aligned=False, depthwise=case.depthwise, dilation=case.dilation,
     )  # fmt: skip
 
 
@@ -230,6 +233,8 @@ def ways(case: ConvCase, every: bool = False) -> tuple[Way, ...]:
 
 
 def _twins(case: ConvCase) -> tuple[Way, ...]:
+    if case.depthwise:
+        return (Way(f"kq_depthwise_{'' if isinstance(case.weights, Uniform) else 'decode_'}s8_ref", 1, 0, 0),)
     if isinstance(case.weights, Uniform):
         return (Way("kq_conv2d_s8_ref", 1, 0, 0),)
     if case.weights.second is not None:
@@ -252,7 +257,7 @@ def main(folder: str) -> None:
     """Runs every case in every form and compares; prints how many."""
     kernels = load(Path(folder))
     runs = 0
-    cases = [*uniform_cases(), *indexed_cases(), *narrow_cases(), *additive_cases()]
+    cases = [*uniform_cases(), *indexed_cases(), *narrow_cases(), *additive_cases(), *depthwise_cases()]
     for case in [*cases, *(summing(case) for case in cases[::4])]:
         wanted = expected(case)
         for way in ways(case):

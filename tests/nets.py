@@ -89,21 +89,23 @@ class Builder:
     def conv(
         self, name: str, c_out: int, kernel: Pair, *, stride: Pair = (1, 1), padding: Padding = NO_PADDING, bits: int = 8,
         codebook: str | None = None, dense: bool = False, mixed_pads: bool = False, lo: int = -128, source: str | None = None,
-        acc_shift: int = 0, sources: tuple[str, ...] | None = None, index_bits: int | None = None,
+        acc_shift: int = 0, sources: tuple[str, ...] | None = None, index_bits: int | None = None, depthwise: bool = False,
+        dilation: Pair = (1, 1),
     ) -> str:  # fmt: skip
         """A convolution with uniform weights of `bits` bits, or with kernels from `codebook`, by indices of `index_bits` bits if given."""
         given = self.tensor(source)
         in_shape = (1, 1, given.size_bytes) if dense else (given.h, given.w, given.c)
-        height = (in_shape[0] + padding[0] + padding[1] - kernel[0]) // stride[0] + 1
-        width = (in_shape[1] + padding[2] + padding[3] - kernel[1]) // stride[1] + 1
+        height = (in_shape[0] + padding[0] + padding[1] - (kernel[0] - 1) * dilation[0] - 1) // stride[0] + 1
+        width = (in_shape[1] + padding[2] + padding[3] - (kernel[1] - 1) * dilation[1] - 1) // stride[1] + 1
+        channels = 1 if depthwise else in_shape[2]
         stored: UniformWeights | KqWeights
         if codebook is None:
             limit = 2 ** (bits - 1) - 1
-            stored = UniformWeights(bits, frozen(self.rng.integers(-limit, limit + 1, (c_out, *kernel, in_shape[2])), np.int8))
+            stored = UniformWeights(bits, frozen(self.rng.integers(-limit, limit + 1, (c_out, *kernel, channels)), np.int8))
             weights: Int8 = stored.values
         else:
             book = next(entry for entry in self.codebooks if entry.name == codebook)
-            shape = (c_out, in_shape[2])
+            shape = (c_out, channels)
             negative = self.rng.random(shape) < 0.5 if book.sign else np.zeros(shape, bool)
             entry_bits = book.index_bits if index_bits is None else index_bits
             codes = self.rng.integers(0, book.named(entry_bits), shape)
@@ -131,6 +133,8 @@ class Builder:
                 requant=self.requant(weights, acc_shift),
                 weight_scale=frozen(np.full(c_out, 0.01), np.float32),
                 reason="hand-made",
+                depthwise=depthwise,
+                dilation=dilation,
             )
         )
         return name
@@ -306,6 +310,25 @@ def fused() -> IntGraph:
     net.avg_pool("mean", (4, 4))
     net.conv("fc", 10, (1, 1), dense=True)
     return fuse(net.graph())
+
+
+def separable() -> IntGraph:
+    """Depthwise layers between pointwise ones: over their input, with stride, two results a channel, all ways of storing weights."""
+    net = Builder("separable", seed=9)
+    net.input("x", 13, 10, 3)
+    net.codebook("book", 20, (3, 3), True)
+    net.codebook("pairs", 6, (3, 3), True, additive=True)
+    net.conv("stem", 12, (3, 3), stride=(2, 2), padding=(1, 1, 1, 1))
+    net.conv("d1", 12, (3, 3), padding=(1, 1, 1, 1), depthwise=True, lo=-20)
+    net.conv("p1", 8, (1, 1))
+    net.conv("d2", 8, (3, 3), padding=(1, 1, 1, 1), depthwise=True, codebook="book", mixed_pads=True)
+    net.conv("p2", 10, (1, 1), bits=6)
+    net.conv("d3", 20, (3, 3), stride=(2, 2), padding=(0, 1, 0, 1), depthwise=True, codebook="pairs")
+    net.conv("p3", 7, (1, 1), bits=4)
+    net.conv("d4", 7, (3, 2), padding=(1, 1, 0, 1), depthwise=True, bits=4)
+    net.avg_pool("mean", (3, 2))
+    net.conv("fc", 10, (1, 1), dense=True)
+    return net.graph()
 
 
 def spread_plan(graph: IntGraph, forms: Mapping[str, Form]) -> Plan:

@@ -78,15 +78,50 @@ def ways(graph: IntGraph, node: IntConv2d, core: Core) -> list[Candidate]:
     return chosen
 
 
+def depthwise_layer(net: nets.Builder, rng: np.random.Generator, number: int) -> None:
+    """One depthwise layer of random kind, with an input of its own."""
+    kernel = (*KERNELS, (10, 4))[int(rng.integers(len(KERNELS) + 1))]
+    stride = (int(rng.integers(1, 3)),) * 2
+    h, w = (int(rng.integers(size, size + 12)) for size in kernel)
+    sides = [int(rng.integers(0, size)) for size in (kernel[0], kernel[0], kernel[1], kernel[1])]
+    c_in, each = int(rng.choice([1, 3, 4, 8, 16, 21, 32])), int(rng.choice([1, 1, 1, 2]))
+    net.input(f"x{number}", h, w, c_in)
+    book, kind = None, int(rng.integers(4))
+    if kind > 1:
+        book = net.codebook(f"book{number}", int(2 ** rng.uniform(0, 5)), kernel, bool(rng.integers(2)), additive=kind == 3)
+    net.conv(
+        f"layer{number}", each * c_in, kernel, stride=stride, padding=(sides[0], sides[1], sides[2], sides[3]), codebook=book,
+        bits=int(rng.choice([8, 6, 4])), mixed_pads=bool(rng.integers(2)), lo=int(rng.choice([-128, -40])), source=f"x{number}",
+        acc_shift=int(rng.integers(3)), depthwise=True,
+    )  # fmt: skip
+
+
+def depthwise_batch() -> IntGraph:
+    """BATCH depthwise layers side by side."""
+    net = nets.Builder("depthwise", seed=1)
+    for number in range(BATCH):
+        depthwise_layer(net, np.random.default_rng(3000 + number), number)
+    return net.graph()
+
+
 @pytest.mark.parametrize("core", ["m0p", "m4", "m55"])
 @pytest.mark.parametrize("first", range(0, LAYERS, BATCH))
 def test_all_forms_agree_on_random_layers(first: int, core: str, tmp_path: Path) -> None:
+    check_all_forms(batch(first), core, tmp_path, first, 2 * BATCH)
+
+
+@pytest.mark.parametrize("core", ["m0p", "m4", "m55"])
+def test_depthwise_layers(core: str, tmp_path: Path) -> None:
+    check_all_forms(depthwise_batch(), core, tmp_path, 1, BATCH - 1)
+
+
+def check_all_forms(graph: IntGraph, core: str, tmp_path: Path, seed: int, more_than: int) -> None:
+    """Every layer of a graph in every form its core has gives the bytes of the integer reference."""
     require_tool("gcc", "qemu" if core == "m55" else "unicorn")
-    graph = batch(first)
     plan = in_every_form(graph, load_core(core))
-    assert len(plan.steps) > 2 * BATCH
+    assert len(plan.steps) > more_than
     board = bench_board(load_core(core))
-    inputs = nets.random_inputs(graph, 1, seed=first)
+    inputs = nets.random_inputs(graph, 1, seed=seed)
     nets.write(emit(plan, board, nets.make_golden(plan.graph, inputs), Meta("test", "")), tmp_path / "src")
     image = build_image(tmp_path / "src", model_api(plan.graph), board, find_toolchain("gcc"), tmp_path / "build", tap=True)
     run = (run_qemu if core == "m55" else run_unicorn)(image, [b"".join(array.tobytes() for array in inputs)])

@@ -1,0 +1,36 @@
+"""Depthwise convolution: planes of single input channels in scratch, padding laid in (SPEC 6.9)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+
+from kqgen.conv_shape import Candidate, ConvShape, round4
+from kqgen.plan import Form
+
+CYCLES: Mapping[str, float] = MappingProxyType({"m0": 14, "m0p": 14, "m3": 12, "m4": 10, "m33": 9, "m7": 6, "m55": 8})
+"""Modelled cycles of a tap in the plain C."""
+
+
+def candidates(shape: ConvShape, core: str) -> tuple[Candidate, ...]:
+    """`direct`, `unpack` or `decode` of a depthwise layer; nothing for others."""
+    return tuple(_candidates(shape, core)) if shape.depthwise and shape.dilation == (1, 1) else ()
+
+
+def _candidates(shape: ConvShape, core: str) -> Iterator[Candidate]:
+    indexed = shape.kind != "uniform"
+    form: Form = "decode" if indexed else "direct" if shape.bits == 8 else "unpack"
+    function = f"kq_depthwise_{'decode_' if indexed else ''}s8"
+    yield Candidate(form, function, 0, 0, scratch_bytes(shape), CYCLES[core] * shape.macs)
+
+
+def plane(shape: ConvShape) -> tuple[int, int]:
+    """Rows and columns of an input channel that the windows cover, padding included."""
+    (k_h, k_w), (stride_h, stride_w) = shape.kernel, shape.stride
+    return (shape.h_out - 1) * stride_h + k_h, (shape.w_out - 1) * stride_w + k_w
+
+
+def scratch_bytes(shape: ConvShape) -> int:
+    """SPEC 6.4."""
+    rows, columns = plane(shape)
+    return round4(rows * columns + 2 * shape.n)
