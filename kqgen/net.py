@@ -101,7 +101,8 @@ def _check_count(graph: IntGraph, given: int) -> None:
 def _codes(model: str, tensor: QTensor, image: npt.NDArray[Any]) -> Int8:
     wanted = (tensor.c, tensor.h, tensor.w)
     vector = tensor.h == tensor.w == 1
-    if image.dtype not in (np.float32, np.uint8) or not (image.shape[1:] == wanted or (vector and image.shape[1:] == (tensor.c,))):
+    flat = (tensor.c,) if vector else (tensor.c, tensor.w)
+    if image.dtype not in (np.float32, np.uint8) or not (image.shape[1:] == wanted or (tensor.h == 1 and image.shape[1:] == flat)):
         form = f"{tensor.c}" if vector else ", ".join(str(side) for side in wanted)
         do = "give it as the PyTorch module takes it"
         if image.shape == wanted:

@@ -18,9 +18,11 @@ import numpy.typing as npt
 import torch
 
 from kqgen.errors import InputError
-from kqgen.ir import Float32, Graph, Input, Shape
+from kqgen.ir import Float32, Graph, Input
 
 DEFAULT_LIMIT = 512
+FEW_IMAGES = 32
+"""Fewer than these are worth a warning."""
 LABELS = "labels"
 """The array of an .npz that holds the class of each image; it is no input unless the model has one of that name."""
 
@@ -67,7 +69,7 @@ def read_samples(source: object, graph: Graph, *, limit: int | None = DEFAULT_LI
 
     `source` is the path of an .npz, one array or tensor (N, c, h, w), a mapping from input name to array, or an iterable of batches;
     a batch is an array, a tensor, a mapping, or a tuple such as the (images, labels) of a DataLoader, whose first entries are taken.
-    Values are float32, or uint8 taken as 0..255. A vector input of n features takes (N, n) or (N, n, 1, 1).
+    Values are float32, or uint8 taken as 0..255. A vector input of n features takes (N, n) or (N, n, 1, 1), a map of one row (N, c, w) too.
     The arrays of an .npz are matched by input name, else by their order in the file; `labels` among them is left to `read_labels`.
 
     Raises:
@@ -102,6 +104,20 @@ def read_samples(source: object, graph: Graph, *, limit: int | None = DEFAULT_LI
         found = ", ".join(f"{node.name} {array.shape[0]}" for node, array in zip(inputs, columns, strict=True))
         raise InputError(f"{where}: the inputs have different numbers of images", found=found, wanted="one number for all")
     return Samples(names=tuple(node.name for node in inputs), arrays=columns)
+
+
+def misgivings(samples: Samples) -> tuple[str, ...]:
+    """What calibration on these images may suffer from, one sentence each: too few of them, or inputs that never change."""
+    told = []
+    if samples.count < FEW_IMAGES:
+        found = f"{samples.count} calibration image{'' if samples.count == 1 else 's'}"
+        told.append(f"{found}: ranges and codebooks come from these alone; give some hundred typical inputs")
+    told += [
+        f"input {name} is {array.flat[0]:g} everywhere in the calibration images: its range says nothing"
+        for name, array in zip(samples.names, samples.arrays, strict=True)
+        if array.min() == array.max()
+    ]
+    return tuple(told)
 
 
 def read_labels(path: Path, classes: int, *, limit: int | None = None) -> npt.NDArray[np.int64] | None:
@@ -262,7 +278,9 @@ def _check_form(where: str, node: Input, array: _Array) -> None:
             wanted="float32 as the model takes it, or uint8 pixels",
             do="array.astype(numpy.float32)",
         )
-    accepted: list[Shape | tuple[int]] = [(c, h, w), (c,)] if (h, w) == (1, 1) else [(c, h, w)]
+    accepted: list[tuple[int, ...]] = [(c, h, w)]
+    if h == 1:  # a sequence (N, c, length), or a vector
+        accepted.append((c,) if w == 1 else (c, w))
     if array.ndim > 0 and array.shape[1:] in accepted:
         return
     do = "give the images in the shape that the model takes"

@@ -14,7 +14,7 @@ import torch
 
 from kqgen import ir
 from kqgen.errors import InputError
-from kqgen.samples import Samples, npz_shapes, read_samples
+from kqgen.samples import Samples, misgivings, npz_shapes, read_samples
 
 ONE = ir.Graph("net", (ir.Input("x", "", (), (3, 4, 5)),), ("x",))
 PIXELS = ir.Graph("net", (ir.Input("x", "", (), (3, 4, 5), uint8=True),), ("x",))
@@ -196,3 +196,17 @@ def test_an_array_that_claims_to_be_huge_is_refused_before_it_is_read(tmp_path: 
         archive.writestr("x.npy", header.getvalue())
     with pytest.raises(InputError, match="more than the"):
         read_samples(tmp_path / "a.npz", ONE, limit=None)
+
+
+def test_a_sequence_comes_without_its_one_row() -> None:
+    sequence = ir.Graph("net", (ir.Input("x", "", (), (3, 1, 5)),), ("x",))
+    assert np.array_equal(read_samples(numbers(6, 3, 5), sequence).array("x")[:, :, 0], numbers(6, 3, 5))
+    with pytest.raises(InputError, match=r"\(N, 3, 1, 5\) or \(N, 3, 5\)"):
+        read_samples(numbers(6, 5, 3), sequence)
+
+
+def test_few_images_and_constant_inputs_are_told() -> None:
+    assert misgivings(read_samples(numbers(40, 3, 4, 5), ONE)) == ()
+    few, constant = misgivings(read_samples(np.full((2, 3, 4, 5), 0.5, np.float32), ONE))
+    assert few.startswith("2 calibration images: ")
+    assert constant.startswith("input x is 0.5 everywhere")
