@@ -37,11 +37,12 @@ def check(graph: IntGraph) -> None:
         need(few <= len(node.inputs) <= many, where, "inputs", f"{len(node.inputs)} of them")
         need(-128 <= node.lo <= node.hi <= 127, where, "clamp", f"{node.lo}..{node.hi}")
         need(node.output.name == node.name, where, "output", node.output.name)
-        _node(where, node, [known[name] for name in node.inputs], books)
+        sources = [known[name] for name in node.inputs]
+        _tensor(where, node.output, known)
+        _node(where, node, sources, books)
         if isinstance(node, IntConv2d) and node.addend is not None:
             _may_overwrite(graph, number, node.inputs[1])
             _tensor(where, node.addend.result, inside)
-        _tensor(where, node.output, known)
     need(not known.keys() & inside.keys(), "the network", "name", ", ".join(sorted(known.keys() & inside.keys())))
     made = {node.name for node in graph.nodes}
     need(bool(graph.outputs) and set(graph.outputs) <= made and len(set(graph.outputs)) == len(graph.outputs), "the network", "outputs",

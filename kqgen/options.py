@@ -12,6 +12,8 @@ Weights = Literal["kq", "int8"]
 
 MAX_INDEX_BITS = 12
 UNIFORM_BITS = (8, 6, 4)
+RUNS = (2, 4, 8, 16)
+"""Lengths of the runs of input channels that serve 1x1 and fully connected layers as kernels."""
 
 
 def index_bits(codewords: int, sign: bool, additive: bool = False) -> int:
@@ -75,6 +77,8 @@ class Compression:
         widths: (layer, bits) pairs: this layer's indices have so many bits, the sign counted. In a shared codebook it then uses the
             first codewords alone; with a codebook of its own it stores so many.
         groups: layers that share one codebook, whatever the scope says; a layer stands in one group at most.
+        runs: (layer, length) pairs: the kernels of this layer, 1x1 or fully connected, are runs of so many input channels; 0 leaves its
+            weights uniform. What the index has for a weight decides the length for layers not named.
         seed: of the clustering; the same seed gives the same bytes.
         reconstruct: steps of gradient descent by which all layers are refined together on the calibration images; 0: none.
 
@@ -89,6 +93,7 @@ class Compression:
     groups: tuple[tuple[str, ...], ...] = ()
     seed: int = 0
     reconstruct: int = 0
+    runs: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         if self.weights not in ("kq", "int8"):
@@ -104,6 +109,13 @@ class Compression:
             raise InputError(
                 f"cannot reconstruct for {self.reconstruct} steps", wanted="0 steps or more", do="write --reconstruct 0 for none"
             )
+        for layer, length in self.runs:
+            if length not in (0, *RUNS):
+                raise InputError(
+                    f"layer {layer} cannot have runs of {length} input channels",
+                    wanted="2, 4, 8 or 16 input channels, or 0 to leave its weights uniform",
+                    do=f"write --run {layer}=4",
+                )
         for layer, bits in self.widths:
             if not 1 <= bits <= self.codebook.index_bits:
                 raise InputError(

@@ -6,7 +6,7 @@ Convolutions are done on floating-point numbers that hold integers: every partia
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from kqgen import fixed
+from kqgen import fixed, oracle_maps
 from kqgen.errors import InputError, InternalError
 from kqgen.intgraph import (
     Addend,
@@ -26,9 +26,9 @@ from kqgen.intgraph import (
     IntGraph,
     IntMaxPool,
     IntNode,
-    IntSlicePad,
     QTensor,
 )
+from kqgen.oracle_maps import clip
 
 FLOAT32_EXACT = 2**24
 BLOCK_VALUES = 32768
@@ -88,30 +88,27 @@ def _node(graph: IntGraph, node: IntNode, inputs: list[Int8]) -> Int8:
         case IntConv2d(addend=None):
             return _conv(graph, node, inputs[0])
         case IntConv2d(addend=Addend() as addend):
-            return _clip(_sum(addend, _conv(graph, node, inputs[0]), inputs[1]), node)
+            return clip(_sum(addend, _conv(graph, node, inputs[0]), inputs[1]), node)
         case IntAdd():
-            return _clip(_sum(node, *inputs), node)
+            return clip(_sum(node, *inputs), node)
         case IntAvgPool():
             return _avg_pool(node, inputs[0])
         case IntMaxPool():
             padded = _window_input(inputs[0], node.padding, np.full(inputs[0].shape[3], -128, np.int8))
             pooled = F.max_pool2d(padded.permute(0, 3, 1, 2).to(torch.float32), node.kernel, node.stride)
-            return _clip(_to_hwc(pooled), node)
+            return clip(_to_hwc(pooled), node)
         case IntClamp():
-            return _clip(inputs[0], node)
-        case IntSlicePad():
-            return _slice_pad(node, inputs[0])
+            return clip(inputs[0], node)
         case _:
-            raise InternalError(f"no integer meaning for {type(node).__name__} at {node.name}")
+            made = oracle_maps.run(node, inputs)
+            if made is None:
+                raise InternalError(f"no integer meaning for {type(node).__name__} at {node.name}")
+            return made
 
 
 def _sum(add: IntAdd | Addend, a: Int8, b: Int8) -> npt.NDArray[np.int32]:
     total: npt.NDArray[np.int32] = a.astype(np.int32) * add.multiplier_a + b.astype(np.int32) * add.multiplier_b + add.bias
     return total >> add.shift
-
-
-def _clip(values: npt.NDArray[Any], node: IntNode) -> Int8:
-    return np.asarray(np.clip(values, node.lo, node.hi), np.int8)
 
 
 def _window_input(x: Int8, padding: tuple[int, int, int, int], pad_values: Int8) -> torch.Tensor:
@@ -125,24 +122,51 @@ def _window_input(x: Int8, padding: tuple[int, int, int, int], pad_values: Int8)
 
 
 def _conv(graph: IntGraph, node: IntConv2d, x: Int8) -> Int8:
-    weights = graph.weights(node).reshape(node.output.c, -1)
-    largest = int(np.abs(weights.astype(np.int64)).sum(axis=1).max()) * 128
-    dtype = torch.float32 if largest < FLOAT32_EXACT else torch.float64
-    matrix = torch.tensor(weights, dtype=dtype).T
     padded = _window_input(x.reshape(len(x), *node.in_shape), node.padding, node.pad_values)
-    windows = padded.unfold(1, node.kernel[0], node.stride[0]).unfold(2, node.kernel[1], node.stride[1]).permute(0, 1, 2, 4, 5, 3)
     requant, out = node.requant, node.output
     made, lo, hi = node.result
+    sums = _depthwise_sums(graph, node, padded.numpy()) if node.depthwise else _sums(graph, node, padded)
     result = np.empty((len(x), out.h, out.w, out.c), np.int8)
     # Blocks small enough that the int64 temporaries stay in the cache.
     block = max(1, BLOCK_VALUES // out.size_bytes)
     for start in range(0, len(x), block):
-        # A matrix product, not a convolution: fast convolution algorithms (Winograd) would round.
-        sums = windows[start : start + block].reshape(-1, matrix.shape[0]).to(dtype) @ matrix
-        acc = sums.numpy().astype(np.int64) + requant.bias
+        acc = sums(start, start + block).astype(np.int64) + requant.bias
         codes = fixed.requantise(acc, requant.multiplier, requant.shift, requant.acc_shift, made.zero_point, lo, hi)
         result[start : start + block] = codes.reshape(-1, out.h, out.w, out.c)
     return result
+
+
+_Sums = Callable[[int, int], npt.NDArray[Any]]
+"""The sums over the windows of images from one number up to another, (..., c_out)."""
+
+
+def _sums(graph: IntGraph, node: IntConv2d, padded: torch.Tensor) -> _Sums:
+    weights = graph.weights(node).reshape(node.output.c, -1)
+    largest = int(np.abs(weights.astype(np.int64)).sum(axis=1).max()) * 128
+    dtype = torch.float32 if largest < FLOAT32_EXACT else torch.float64
+    matrix = torch.tensor(weights, dtype=dtype).T
+    (k_h, k_w), (down, right) = node.kernel, node.dilation
+    rows = padded.unfold(1, (k_h - 1) * down + 1, node.stride[0])[..., ::down]
+    windows = rows.unfold(2, (k_w - 1) * right + 1, node.stride[1])[..., ::right].permute(0, 1, 2, 4, 5, 3)
+    # A matrix product, not a convolution: fast convolution algorithms (Winograd) would round.
+    return lambda start, end: (windows[start:end].reshape(-1, matrix.shape[0]).to(dtype) @ matrix).numpy()
+
+
+def _depthwise_sums(graph: IntGraph, node: IntConv2d, padded: Int8) -> _Sums:
+    weights = graph.weights(node)[..., 0].astype(np.int32)
+    out, (down, right) = node.output, node.dilation
+
+    def sums(start: int, end: int) -> npt.NDArray[np.int32]:
+        part = np.repeat(padded[start:end].astype(np.int32), out.c // node.in_shape[2], axis=3)
+        total = np.zeros((len(part), out.h, out.w, out.c), np.int32)
+        for row, column in np.ndindex(node.kernel):
+            y, x = row * down, column * right
+            rows = slice(y, y + (out.h - 1) * node.stride[0] + 1, node.stride[0])
+            columns = slice(x, x + (out.w - 1) * node.stride[1] + 1, node.stride[1])
+            total += part[:, rows, columns] * weights[:, row, column]
+        return total
+
+    return sums
 
 
 def _to_hwc(x: torch.Tensor) -> npt.NDArray[Any]:
@@ -155,10 +179,3 @@ def _avg_pool(node: IntAvgPool, x: Int8) -> Int8:
     acc = _to_hwc(total).astype(np.int64) + node.bias
     return fixed.requantise(acc, node.multiplier, node.shift, node.acc_shift, node.output.zero_point, node.lo, node.hi)
 
-
-def _slice_pad(node: IntSlicePad, x: Int8) -> Int8:
-    out = np.full((len(x), node.output.h, node.output.w, node.output.c), node.pad_value, np.int8)
-    rows = slice(node.start[0], node.start[0] + (node.output.h - 1) * node.step[0] + 1, node.step[0])
-    columns = slice(node.start[1], node.start[1] + (node.output.w - 1) * node.step[1] + 1, node.step[1])
-    out[..., node.c_before : node.c_before + x.shape[3]] = x[:, rows, columns, :]
-    return _clip(out, node)

@@ -25,15 +25,21 @@ from kqgen.intgraph import (
     Addend,
     Array,
     IntAdd,
+    IntArgMax,
+    IntAssemble,
     IntAvgPool,
     IntClamp,
     IntCodebook,
     IntConv2d,
     IntGraph,
+    IntLookup,
     IntMaxPool,
+    IntMul,
     IntNode,
     IntSlicePad,
+    IntSoftmax,
     KqWeights,
+    Part,
     QTensor,
     Requant,
     UniformWeights,
@@ -41,17 +47,20 @@ from kqgen.intgraph import (
 )
 from kqgen.options import MAX_INDEX_BITS
 
-SCHEMA = 2
+SCHEMA = 3
+WINDOW_SCHEMA = 2
+"""Of files written before there were depthwise and dilated layers: theirs are neither."""
+
 PLAIN_SCHEMA = 1
-"""Of files written before codebooks could be additive: theirs are not."""
+"""Of files written, moreover, before codebooks could be additive: theirs are not."""
 
 METADATA_KEY = "kqgen"
 
 _CLASSES: Mapping[str, type] = {
     cls.__name__: cls
     for cls in (
-        IntGraph, IntConv2d, Addend, IntAdd, IntAvgPool, IntMaxPool, IntClamp, IntSlicePad, IntCodebook, KqWeights, UniformWeights, Requant,
-        QTensor,
+        IntGraph, IntConv2d, Addend, IntAdd, IntAvgPool, IntMaxPool, IntClamp, IntSlicePad, IntLookup, IntMul, IntAssemble, Part,
+        IntSoftmax, IntArgMax, IntCodebook, KqWeights, UniformWeights, Requant, QTensor,
     )
 }  # fmt: skip
 
@@ -80,13 +89,10 @@ def read(path: Path) -> tuple[IntGraph, Mapping[str, Any]]:
             metadata = file.metadata() or {}
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
         document = json.loads(metadata[METADATA_KEY])
-        if document["schema"] not in (PLAIN_SCHEMA, SCHEMA):
-            found, wanted = str(document["schema"]), f"{PLAIN_SCHEMA} or {SCHEMA}"
+        if document["schema"] not in (PLAIN_SCHEMA, WINDOW_SCHEMA, SCHEMA):
+            found, wanted = str(document["schema"]), f"{PLAIN_SCHEMA} to {SCHEMA}"
             raise InputError(f"{path.name} has another schema", found=found, wanted=wanted, do="compile the model again")
-        stored = document["graph"]
-        if document["schema"] == PLAIN_SCHEMA:
-            stored = {**stored, "codebooks": [{**codebook, "additive": False} for codebook in stored["codebooks"]]}
-        graph = _decode(IntGraph, stored, arrays)
+        graph = _decode(IntGraph, _of_this_schema(document["graph"], document["schema"]), arrays)
     except InputError:
         raise
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
@@ -100,6 +106,17 @@ def read(path: Path) -> tuple[IntGraph, Mapping[str, Any]]:
         raise InputError(f"{path.name} holds no integer graph", do="compile the model again")
     check(graph)
     return graph, document["extra"]
+
+
+def _of_this_schema(stored: Mapping[str, Any], schema: int) -> Mapping[str, Any]:
+    """A stored graph with the fields that files of its schema did not have."""
+    if schema == PLAIN_SCHEMA:
+        stored = {**stored, "codebooks": [{**codebook, "additive": False} for codebook in stored["codebooks"]]}
+    if schema < SCHEMA:
+        plain = {"depthwise": False, "dilation": [1, 1]}
+        nodes = [{**node, **plain} if node["type"] == IntConv2d.__name__ else node for node in stored["nodes"]]
+        stored = {**stored, "nodes": nodes}
+    return stored
 
 
 def _encode(value: Any, place: str, arrays: dict[str, Array]) -> Any:
