@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from kqgen.errors import InternalError
 from kqgen.floatexec import steps
-from kqgen.ir import Add, ArgMax, AvgPool, Clamp, Concat, Conv2d, Graph, Input, MaxPool, Mul, Node, SlicePad, Softmax, Unary, Upsample
+from kqgen.ir import Add, ArgMax, AvgPool, Clamp, Concat, Conv2d, Graph, Input, Interleave, MaxPool, Mul, Node, SlicePad, Softmax, Unary, Upsample
 from kqgen.samples import Samples
 
 Progress = Callable[[str, float], None]
@@ -126,7 +126,7 @@ def calibrate(graph: Graph, samples: Samples, progress: Progress | None = None) 
 def range_roots(graph: Graph) -> dict[str, str]:
     """Per tensor of a simplified graph the one whose quantisation it has; roots may come later in the graph.
 
-    MaxPool, SlicePad, Upsample and Clamp share their input's, and so does a Concat whose operands share one. A tensor that only ends
+    MaxPool, SlicePad, Upsample and Clamp share their input's, and so does a Concat or Interleave whose operands share one. A tensor that only ends
     in one Concat, by way of such nodes or at once, has the Concat's: its values are rounded to that anyway, so one rounding is saved
     and the C copies bytes. An operand that others read too keeps its own, which suits them, and is requantised into the Concat; so
     are inputs, Softmax, ArgMax, outputs and tensors with a quantisation of the model's own.
@@ -134,10 +134,10 @@ def range_roots(graph: Graph) -> dict[str, str]:
     roots: dict[str, str] = {}
     for node in graph:
         held = {roots[name] for name in node.inputs}
-        shares = isinstance(node, (*_SHARING, Concat)) and len(held) == 1 and node.pinned is None
+        shares = isinstance(node, (*_SHARING, *_JOINING)) and len(held) == 1 and node.pinned is None
         roots[node.name] = held.pop() if shares else node.name
     for node in reversed(graph.nodes):
-        if isinstance(node, Concat):
+        if isinstance(node, _JOINING):
             for root in dict.fromkeys(roots[name] for name in node.inputs):
                 if _only_joined(graph, roots, root, node):
                     roots |= {name: roots[node.name] for name, held in roots.items() if held == root}
@@ -145,10 +145,11 @@ def range_roots(graph: Graph) -> dict[str, str]:
 
 
 _SHARING = (MaxPool, SlicePad, Upsample, Clamp)
+_JOINING = (Concat, Interleave)
 _FIXED = (Input, Softmax, ArgMax)
 
 
-def _only_joined(graph: Graph, roots: dict[str, str], root: str, concat: Concat) -> bool:
+def _only_joined(graph: Graph, roots: dict[str, str], root: str, concat: Node) -> bool:
     """Whether `concat` alone reads the tensors of `root`, other than those tensors themselves, and may choose their quantisation."""
     maker = graph.node(root)
     if isinstance(maker, _FIXED) or maker.pinned is not None or root == roots[concat.name]:

@@ -22,6 +22,7 @@ from kqgen.ir import (
     Float32,
     Graph,
     Input,
+    Interleave,
     Linear,
     MaxPool,
     Mul,
@@ -155,7 +156,11 @@ def _moved(node: Node, operands: list[torch.Tensor]) -> torch.Tensor:
         case SlicePad():
             return _slice_pad(node, x)
         case Concat():
-            return torch.cat(operands, node.axis + 1)
+            return torch.stack(operands, 2).flatten(1, 2) if node.woven else torch.cat(operands, node.axis + 1)
+        case Interleave():
+            rows, columns = node.factor
+            across = [torch.stack(operands[i * columns : (i + 1) * columns], 4).flatten(3) for i in range(rows)]
+            return torch.stack(across, 3).flatten(2, 3)
         case Upsample():
             return _upsample(node, x)
         case Shuffle():
@@ -188,7 +193,7 @@ _FUNCTIONS: Mapping[str, Callable[..., torch.Tensor]] = MappingProxyType({
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "leaky_relu": F.leaky_relu,
-    "elu": F.elu,
+    "elu": torch.ops.aten.elu,
     "softplus": F.softplus,
     "mish": F.mish,
     "abs": torch.abs,

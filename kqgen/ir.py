@@ -5,8 +5,8 @@ names the tensors it reads. There is no batch axis: a shape is (c, h, w), channe
 float32 arrays that nobody may write to (`frozen_array`). A node knows the PyTorch module it came from (`path`).
 
 Two levels share these types. The front end may emit any of them; after `simplify` only `Input`, `Conv2d`, `Add`, `Mul`, `Unary`,
-`Softmax`, `ArgMax`, `Concat`, `Upsample`, `MaxPool`, `AvgPool`, `SlicePad`, `Clamp` are left, and batch norms, padding, flattening,
-dense layers, channel orders and input scaling have been folded into them.
+`Softmax`, `ArgMax`, `Concat`, `Interleave`, `Upsample`, `MaxPool`, `AvgPool`, `SlicePad`, `Clamp` are left, and batch norms, padding,
+flattening, dense layers, channel orders and input scaling have been folded into them.
 """
 
 from __future__ import annotations
@@ -195,9 +195,25 @@ class ArgMax(Node):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Concat(Node):
-    """Tensors one behind the other along `axis`: 0 channels, 1 rows, 2 columns."""
+    """Tensors one behind the other along `axis`: 0 channels, 1 rows, 2 columns.
+
+    Attributes:
+        woven: g tensors of one shape give their channels in turn (axis 0): output channel k * g + j is channel k of tensor j.
+    """
 
     axis: int = 0
+    woven: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Interleave(Node):
+    """Tensors of one shape put between each other: output[c, y * rows + i, x * columns + j] = input i * columns + j at [c, y, x].
+
+    Attributes:
+        factor: (rows, columns); there are rows * columns inputs.
+    """
+
+    factor: Pair
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -282,12 +298,14 @@ class Graph:
         nodes: execution order; inputs first.
         outputs: names of the tensors the caller gets, in order.
         flattened: names of the outputs that PyTorch delivers as vectors (N, c*h*w) though they are maps here.
+        channels_last: names of the outputs that PyTorch delivers with channels behind rows and columns, as they lie in the C's memory.
     """
 
     name: str
     nodes: tuple[Node, ...]
     outputs: tuple[str, ...]
     flattened: frozenset[str] = frozenset()
+    channels_last: frozenset[str] = frozenset()
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -69,7 +69,7 @@ def test_difference_product_and_their_clamp() -> None:
     assert value(ir.Mul("m", "", ("x", "y"), (1, 2, 3)), X, torch.full((1, 1, 1, 1), -2.0)) == [-2, 4, -6, 8, -10, 12]
 
 
-FUNCTIONS = {
+FUNCTIONS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], tuple[float, ...]]] = {
     "sigmoid": (torch.sigmoid, ()),
     "tanh": (torch.tanh, ()),
     "hardsigmoid": (lambda x: (x / 6 + 0.5).clamp(0, 1), ()),
@@ -113,6 +113,9 @@ def test_assembling_and_reordering() -> None:
     assert value(ir.Concat("c", "", ("x", "y"), (2, 1, 4), 2), y, 10 * y) == [1, 2, 10, 20, 3, 4, 30, 40]
     assert value(ir.Upsample("u", "", ("x",), (2, 2, 2), (2, 1)), y) == [1, 2, 1, 2, 3, 4, 3, 4]
     assert value(ir.Upsample("u", "", ("x",), (2, 1, 4), (1, 2), zeros=True), y) == [1, 0, 2, 0, 3, 0, 4, 0]
+    assert value(ir.Concat("c", "", ("x", "y"), (4, 1, 2), woven=True), y, 10 * y) == [1, 2, 10, 20, 3, 4, 30, 40]
+    parts = [torch.full((1, 1, 1, 2), float(each)) for each in range(1, 5)]
+    assert value(ir.Interleave("i", "", ("a", "b", "c", "d"), (1, 2, 4), (2, 2)), *parts) == [1, 2, 1, 2, 3, 4, 3, 4]
     assert value(ir.Shuffle("s", "", ("x",), (2, 1, 2), (1, 0)), y) == [3, 4, 1, 2]
 
 
