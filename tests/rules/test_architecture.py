@@ -21,6 +21,7 @@ ORDER = (
     # stages on the graph
     "frontend_names", "frontend_call", "frontend_maps", "frontend_layers", "frontend_table", "frontend",
     "simplify_rewrite", "simplify_affine", "simplify_spatial", "simplify", "floatexec",
+    "tflite_options", "tflite_read", "tflite_names", "tflite_ends", "tflite_window", "tflite_build", "tflite_layers", "tflite_module",
     "samples", "pt2_check", "pt2", "loading", "floatmodel",
     "calibrate", "cluster", "cluster_pairs", "kq_uniform", "kq_runs", "kq_layers", "kq_moments", "kq_fit", "kq_simulate", "kq_blocks",
     "post_training", "planned", "sensitivity", "kq_curves", "allocate_mixes", "allocate",
