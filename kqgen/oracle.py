@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from kqgen import fixed, oracle_maps
+from kqgen import fixed, oracle_maps, oracle_tflite
 from kqgen.errors import InputError, InternalError
 from kqgen.intgraph import (
     Addend,
@@ -101,6 +101,7 @@ def _node(graph: IntGraph, node: IntNode, inputs: list[Int8]) -> Int8:
             return clip(inputs[0], node)
         case _:
             made = oracle_maps.run(node, inputs)
+            made = oracle_tflite.run(node, inputs) if made is None else made
             if made is None:
                 raise InternalError(f"no integer meaning for {type(node).__name__} at {node.name}")
             return made

@@ -25,7 +25,7 @@ ORDER = (
     "samples", "pt2_check", "pt2", "loading", "floatmodel",
     "calibrate", "cluster", "cluster_pairs", "kq_uniform", "kq_runs", "kq_layers", "kq_moments", "kq_fit", "kq_simulate", "kq_blocks",
     "post_training", "planned", "sensitivity", "kq_curves", "allocate_mixes", "allocate",
-    "lower_checks", "lower_conv", "lower_maps", "lower", "oracle_maps", "oracle", "dequantised",
+    "lower_checks", "lower_conv", "lower_maps", "lower", "tables_tflite", "nodes_tflite", "oracle_maps", "oracle_tflite", "oracle", "dequantised",
     "check_fields", "check_maps", "graph_check", "store", "fuse", "prune_ranges", "prune",
     "conv_shape", "form_portable", "form_packed", "form_dsp", "form_mve", "form_reuse", "form_winograd",
     "form_depthwise", "forms", "schedule",
