@@ -2,7 +2,7 @@
  *
  * Every function is re-entrant, allocates nothing and keeps no state. Pointers are not checked: the generated <model>_run does that
  * once. `scratch` is aligned to 4 bytes and as large as SPEC 6.4 says for the form; its contents need not survive. Inputs, outputs,
- * scratch and tables do not overlap, except that kq_add_s8 may write over a or b and kq_clamp_s8 over its input.
+ * scratch and tables do not overlap, except where a function says so below: kq_add_s8 may write over a or b, kq_clamp_s8 over its input.
  * Twins ending in _ref compute the same by the plainest loops; they take the same scratch.
  */
 #ifndef KQ_H
@@ -72,8 +72,37 @@ void kq_max_pool_s8(const kq_pool *pool, const int8_t *input, int8_t *output);
 /* Clamp. SPEC 5.5. */
 void kq_clamp_s8(const kq_clamp *clamp, const int8_t *input, int8_t *output);
 
-/* Strided slice with channels added. SPEC 5.6. */
+/* Strided slice, cropped or padded on any side. SPEC 5.6. */
 void kq_slice_pad_s8(const kq_slice_pad *slice, const int8_t *input, int8_t *output);
+
+/* A result for every value, from one table or from one a channel; output may be the input. SPEC 5.9. */
+void kq_lookup_s8(const kq_lookup *lookup, const int8_t *input, int8_t *output);
+
+/* Product of two maps, or of a map and a value a channel; output may be a, and b where it has as many values. SPEC 5.10. */
+void kq_mul_s8(const kq_mul *mul, const int8_t *a, const int8_t *b, int8_t *output);
+
+/* One part of a map that is put together of several, copied or brought to the output's quantisation. SPEC 5.11. */
+void kq_place_s8(const kq_place *place, const int8_t *input, int8_t *output);
+
+/* size_bytes times `value`. SPEC 5.11. */
+void kq_fill_s8(int8_t *output, uint32_t size_bytes, int8_t value);
+
+/* Softmax over the channels of each position; output may be the input. SPEC 5.12. */
+void kq_softmax_s8(const kq_softmax *softmax, const int8_t *input, int8_t *output);
+
+/* The number of the largest channel of each position, the first of equals, minus 128. SPEC 5.13. */
+void kq_argmax_s8(const kq_argmax *argmax, const int8_t *input, int8_t *output);
+
+/* Sum or difference as TFLite's reference kernels round it; output may be a, and b where it has as many values. SPEC 5.14. */
+void kq_rescaled_add_s8(const kq_rescaled_add *add, const int8_t *a, const int8_t *b, int8_t *output);
+
+/* Mean of codes, padded positions left out, halves away from zero. SPEC 5.15. */
+void kq_mean_window_s8(const kq_pool *pool, const int8_t *input, int8_t *output);
+
+#if KQ_WITH_TFLITE
+/* Does nothing: an undefined reference to it says that the runtime was compiled without KQ_WITH_TFLITE=1. SPEC 3.5. */
+void kq_built_with_KQ_WITH_TFLITE(void);
+#endif
 
 /* The parameters of a layer for the rows of one job: those of the whole map but for pad_top, h_in and h_out. SPEC 6.8. */
 void kq_rows_conv2d(const kq_rows *job, const kq_conv2d *whole, kq_conv2d *part);

@@ -94,7 +94,7 @@ KQGEN_CODE static KQ_NOINLINE void spread_columns(
 }
 
 /* See kq_winograd.h. The transform of the sums is A = (2,1,1,0; 0,1,-1,-2). */
-KQGEN_CODE static KQ_NOINLINE void store_tile(const kq_winograd *run, const uint32_t *sums, uint32_t channel, const kq_place *place)
+KQGEN_CODE static KQ_NOINLINE void store_tile(const kq_winograd *run, const uint32_t *sums, uint32_t channel, const kq_spot *place)
 {
     uint32_t totals[8];
     uint32_t *at = totals;

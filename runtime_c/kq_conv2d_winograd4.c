@@ -169,7 +169,7 @@ KQGEN_CODE static KQ_NOINLINE void spread_columns(
 }
 
 /* See kq_winograd.h. The transform of the sums is A = (6,-4,-4,1,1,0; 0,-4,4,2,-2,0; 0,-4,-4,4,4,0; 0,-4,4,8,-8,24). */
-KQGEN_CODE static KQ_NOINLINE void store_tile(const kq_winograd *run, const uint32_t *sums, uint32_t channel, const kq_place *place)
+KQGEN_CODE static KQ_NOINLINE void store_tile(const kq_winograd *run, const uint32_t *sums, uint32_t channel, const kq_spot *place)
 {
     uint32_t totals[24];
     uint32_t *at = totals;

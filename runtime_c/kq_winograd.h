@@ -26,7 +26,7 @@ static void spread_columns(const int8_t *at, uint32_t row_bytes, uint32_t column
 static void spread_rows(const uint32_t *columns, uint32_t *to, uint32_t step);
 
 /* Stores the pixels of a tile, one output channel, from every KQ_SUMS-th word of `sums`. */
-static void store_tile(const kq_winograd *run, const uint32_t *sums, uint32_t channel, const kq_place *place);
+static void store_tile(const kq_winograd *run, const uint32_t *sums, uint32_t channel, const kq_spot *place);
 
 /* What four padded channels from `channel` on read. */
 KQGEN_CODE static KQ_NOINLINE uint32_t kq_pad_word(const kq_conv2d_kq *conv, uint32_t channel)
@@ -172,7 +172,7 @@ KQGEN_CODE static KQ_NOINLINE void kq_multiply(const kq_winograd *run, uint32_t 
             const uint32_t j = t & (patch_group - 1u);
             const uint32_t y = tile.y * KQ_SIDE;
             const uint32_t x = tile.x * KQ_SIDE;
-            kq_place place;
+            kq_spot place;
             uint32_t i;
             place.to = run->output + (y * window->w_out + x) * window->c_out;
             place.rows = window->h_out - y < KQ_SIDE ? window->h_out - y : KQ_SIDE;

@@ -42,7 +42,7 @@ typedef struct {
 typedef struct {
     int8_t *to;
     uint32_t rows, cols;
-} kq_place;
+} kq_spot;
 
 /* Four bytes at a multiple of 4, or where KQ_ANY_ADDRESS anywhere. */
 KQGEN_CODE static inline uint32_t kq_word_at(const int8_t *at)
@@ -213,7 +213,7 @@ static KQ_INLINE int32_t kq_whole_sum(const kq_add *sum, int32_t result, int32_t
 
 /* Stores the pixels of a tile that lie on the map, one output channel, from values within int8: rows of KQ_SIDE of them. */
 KQGEN_CODE static KQ_NOINLINE void kq_store_values(
-    const kq_winograd *run, const uint32_t *values, uint32_t channel, const kq_place *place)
+    const kq_winograd *run, const uint32_t *values, uint32_t channel, const kq_spot *place)
 {
     const kq_window *window = &run->conv->window;
     const kq_add *sum = run->conv->requant.sum;
@@ -253,7 +253,7 @@ KQGEN_CODE static KQ_NOINLINE void kq_store_values(
  * (SPEC 3.2, 5.8). `totals`, KQ_SIDE rows of as many, times `inverse` modulo 2^32 are the pixels' sums without the bias. The rounding takes the
  * zero point along: |acc * multiplier / 2^16| <= 2^30, rounding and zero point stay within 2^29 + 2^21.
  */
-static KQ_INLINE void kq_store_pixels(const kq_winograd *run, uint32_t *totals, uint32_t channel, const kq_place *place, uint32_t inverse)
+static KQ_INLINE void kq_store_pixels(const kq_winograd *run, uint32_t *totals, uint32_t channel, const kq_spot *place, uint32_t inverse)
 {
     const kq_conv2d_kq *conv = run->conv;
     const kq_requant *requant = &conv->requant;
