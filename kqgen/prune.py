@@ -46,7 +46,7 @@ class Kept:
 
     Attributes:
         mask: (c,) bool, the channels that stay.
-        codes: (c,) int8, what a removed channel held; of no meaning where nothing read it.
+        codes: (c,) int8, what a constant channel holds; the zero point of a channel that is not constant.
     """
 
     mask: Mask
@@ -138,7 +138,10 @@ def survey(graph: IntGraph) -> dict[str, Kept]:
                 if np.any(mask & ~masks[name]):
                     masks[name] = masks[name] | mask
                     changed = True
-    return {name: Kept(mask, spans[name].lo) for name, mask in masks.items()}
+    zeros = {tensor.name: tensor.zero_point for tensor in (*graph.inputs, *(node.output for node in graph.nodes))}
+    return {
+        name: Kept(mask, np.where(spans[name].constant, spans[name].lo, zeros[name]).astype(np.int8)) for name, mask in masks.items()
+    }
 
 
 def _read(graph: IntGraph, node: IntConv2d, source: Span) -> Mask:

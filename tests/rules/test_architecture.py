@@ -26,7 +26,7 @@ ORDER = (
     "calibrate", "cluster", "cluster_pairs", "kq_uniform", "kq_runs", "kq_layers", "kq_moments", "kq_fit", "kq_simulate", "kq_blocks",
     "post_training", "planned", "sensitivity", "kq_curves", "allocate_mixes", "allocate",
     "lower_checks", "lower_conv", "lower_maps", "lower", "tables_tflite", "nodes_tflite", "oracle_maps", "oracle_tflite", "oracle", "dequantised",
-    "check_fields", "check_maps", "graph_check", "store", "fuse", "prune_ranges", "prune",
+    "check_fields", "check_maps", "graph_check", "store", "fuse", "prune_ranges", "prune", "prune_float",
     "conv_shape", "form_portable", "form_packed", "form_dsp", "form_mve", "form_reuse", "form_winograd",
     "form_depthwise", "forms", "schedule",
     "stream_jobs", "lifetimes", "memory", "reorder", "plan_check", "stream_ways", "stream", "planner",
