@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from kqgen.tflite_build import Shape, Step, Value, channels_first, torch_axis
-from kqgen.tflite_window import padding_of
+from kqgen.tflite_window import padding_of, slice_bounds
 
 _NOT_NEGATIVE = ("RELU", "RELU6")
-_END = 2**31 - 1
 
 
 def conv(step: Step) -> None:
@@ -254,7 +253,11 @@ def concat(step: Step) -> None:
 def strided_slice(step: Step) -> None:
     """STRIDED_SLICE, SLICE with constant bounds and positive steps."""
     value = step.value(0)
-    begin, end, steps = slice_bounds(step, value.shape)
+    numbers = tuple(step.whole(place) for place in range(1, len(step.operator.inputs)))
+    bounds = slice_bounds(value.shape, numbers, step.operator)
+    if bounds is None:
+        raise step.refuse(f"bounds {numbers}", wanted="bounds for every axis, positive steps, no axis added or taken, something left")
+    begin, end, steps = bounds
     rank = len(value.shape)
     cuts = [slice(None)] * rank
     for axis in range(rank):
@@ -262,31 +265,6 @@ def strided_slice(step: Step) -> None:
             cuts[torch_axis(axis, rank)] = slice(begin[axis], end[axis], steps[axis])
     _plain(step, value)
     step.done(step.call(operators.getitem, value, tuple(cuts)))
-
-
-def slice_bounds(step: Step, shape: Shape) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """(begin, end, step) of every axis of STRIDED_SLICE or SLICE, within 0..size."""
-    begin, second = step.whole(1), step.whole(2)
-    if step.operator.kind == "SLICE":
-        strides: tuple[int, ...] = (1,) * len(shape)
-        masks = (0, 0, 0, 0, 0)
-        second = tuple(size if count < 0 else first + count for size, first, count in zip(shape, begin, second, strict=False))
-    else:
-        strides, masks = step.whole(3), step.options.masks
-    if not len(begin) == len(second) == len(strides) == len(shape) or min(strides) < 1 or any(masks[2:]):
-        raise step.refuse(
-            f"bounds {begin} to {second} by {strides}, masks {masks}",
-            wanted="bounds for every axis, positive steps, no axis added or taken",
-        )
-    starts, ends = [], []
-    for axis, size in enumerate(shape):
-        first = 0 if masks[0] >> axis & 1 else begin[axis]
-        last = size if masks[1] >> axis & 1 else second[axis]
-        starts.append(min(max(first + size if first < 0 else first, 0), size))
-        ends.append(min(max(last + size if last < 0 else last, 0), size))
-    if any(first >= last for first, last in zip(starts, ends, strict=True)):
-        raise step.refuse(f"bounds {starts} to {ends}", wanted="a slice that holds something")
-    return tuple(starts), tuple(ends), strides
 
 
 def _plain(step: Step, value: Value) -> None:

@@ -59,7 +59,7 @@ def module_from_tflite(path: Path) -> tuple[fx.GraphModule, tuple[torch.Tensor, 
 def module_of(model: Model) -> tuple[fx.GraphModule, tuple[torch.Tensor, ...]]:
     """The network `model` as a module; see `module_from_tflite`."""
     refuse_unknown(model, HANDLERS, f"of {', '.join(sorted(HANDLERS))}")
-    model = _folded(without_ends(model, quantisation=False))
+    model = _folded(without_ends(model, integers=False))
     net = Net(model, tensor_names(model))
     for number in model.inputs:
         _pin(net, number)

@@ -26,7 +26,7 @@ ORDER = (
     "calibrate", "cluster", "cluster_pairs", "kq_uniform", "kq_runs", "kq_layers", "kq_moments", "kq_fit", "kq_simulate", "kq_blocks",
     "post_training", "planned", "sensitivity", "kq_curves", "allocate_mixes", "allocate",
     "lower_checks", "lower_conv", "lower_maps", "lower", "tables_tflite", "nodes_tflite", "oracle_maps", "oracle_tflite", "oracle", "dequantised",
-    "check_fields", "check_maps", "graph_check", "store", "fuse", "prune_ranges", "prune", "prune_float",
+    "check_fields", "check_maps", "graph_check", "tflite_site", "tflite_maps", "tflite_integers", "store", "fuse", "prune_ranges", "prune", "prune_float",
     "conv_shape", "form_portable", "form_packed", "form_dsp", "form_mve", "form_reuse", "form_winograd",
     "form_depthwise", "forms", "schedule",
     "stream_jobs", "lifetimes", "memory", "reorder", "plan_check", "stream_ways", "stream", "planner",
@@ -34,7 +34,7 @@ ORDER = (
     "train_modules", "train_assign", "train_graph", "train_blueprint", "train_integers", "train_model", "train_prepare", "train_data",
     "checkpoint", "train_loop",
     # text
-    "views_text", "views_params", "views_tables", "views_steps", "views_stream", "views_selftest", "views_project", "views", "render",
+    "views_text", "views_maps", "views_params", "views_tables", "views_steps", "views_stream", "views_selftest", "views_project", "views", "render",
     "emit",
     # world
     "elf", "thumb_insn", "thumb_v81", "thumb", "cycles_m0", "cycles_m34", "cycles_m33", "cycles_m55", "cycles_m7", "cycles", "callgraph",
