@@ -60,6 +60,10 @@ void kq_depthwise_s8_ref(const kq_conv2d *conv, const int8_t *input, int8_t *out
 void kq_depthwise_decode_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
 void kq_depthwise_decode_s8_ref(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
 
+/* The same for cores with the DSP extension. SPEC 6.9. */
+void kq_depthwise_dsp_s8(const kq_conv2d *conv, const int8_t *input, int8_t *output, void *scratch);
+void kq_depthwise_decode_dsp_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
+
 /* Sum of two maps in their own quantisations. SPEC 5.2. */
 void kq_add_s8(const kq_add *add, const int8_t *a, const int8_t *b, int8_t *output);
 

@@ -155,7 +155,7 @@ KQGEN_CODE static DSP_SMALL void prepare_groups(dsp_layer *layer, uint32_t first
             const uint32_t up = base - requant->shift[channel];
             group[i] = (uint32_t)requant->bias[channel];
             multipliers[i] = (uint32_t)requant->multiplier[channel] << (up & 31u);
-            if (up > 16u) {
+            if (up > 16u || kq_rounds_as_tflite(requant->acc_shift)) {
                 layer->ready = 0;
             }
             ++o;
@@ -230,14 +230,21 @@ KQGEN_CODE static DSP_SMALL void widen_uniform(const dsp_layer *layer, kq_bit_re
         for (row = 0; row < layer->window->k_h; ++row) {
             uint32_t rest;
             for (i = layer->row_quads; i != 0; --i) {
+                const uint8_t *next = reader->next;
                 uint32_t quad;
-                if (bits == 4u && reader->held_bits == 0) {
-                    const uint32_t packed = reader->next[0] | (uint32_t)reader->next[1] << 8;
-                    reader->next += 2;
+                if (reader->held_bits != 0) {
+                    quad = next_weights(reader, bits, 4);
+                } else if (bits == 8u) {
+                    quad = kq_quad_at((const int8_t *)next);
+                    reader->next = next + 4;
+                } else if (bits == 4u) {
+                    const uint32_t packed = next[0] | (uint32_t)next[1] << 8;
                     quad = (packed & 0xFu) | (packed & 0xF0u) << 4 | (packed & 0xF00u) << 8 | (packed & 0xF000u) << 12;
                     quad = kq_signed_quad(quad, 4u);
+                    reader->next = next + 2;
                 } else {
-                    quad = next_weights(reader, bits, 4);
+                    quad = kq_quad_of_6_bits(next[0] | (uint32_t)next[1] << 8 | (uint32_t)next[2] << 16);
+                    reader->next = next + 3;
                 }
                 to[0] = kq_even_values(quad);
                 to[4] = kq_odd_values(quad);

@@ -83,10 +83,38 @@ KQGEN_CODE static inline int32_t kq_scale(uint32_t acc, uint32_t multiplier, uin
 #endif
 }
 
-/* int8 from an accumulator that holds the bias (SPEC 3.2); ranges as kq_scale, -128 <= lo <= hi <= 127. */
+/* Whether `acc_shift` names SPEC 3.5, in a runtime that has it. */
+static KQ_INLINE int kq_rounds_as_tflite(uint32_t acc_shift)
+{
+    return KQ_WITH_TFLITE != 0 && acc_shift >= KQ_ROUND_TWICE;
+}
+
+#if KQ_WITH_TFLITE
+/* An accumulator by SPEC 3.5: |acc| * 2^max(0, 31 - shift) < 2^30; multiplier 0..2^31-1; shift 1..62; rule KQ_ROUND_TWICE or KQ_ROUND_ONCE. */
+int32_t kq_scale_tflite(uint32_t acc, int32_t multiplier, uint32_t shift, uint32_t rule);
+#endif
+
+/* An accumulator by SPEC 3.2, or by 3.5 where acc_shift says so. */
+static KQ_INLINE int32_t kq_rescale(uint32_t acc, uint32_t multiplier, uint32_t shift, uint32_t acc_shift)
+{
+#if KQ_WITH_TFLITE
+    if (kq_rounds_as_tflite(acc_shift)) {
+        return kq_scale_tflite(acc, kq_signed(multiplier), shift, acc_shift);
+    }
+#endif
+    return kq_scale(acc, multiplier, shift, acc_shift);
+}
+
+/* The multiplier of a channel by the layer's rule. */
+static KQ_INLINE uint32_t kq_multiplier(const kq_requant *requant, uint32_t channel)
+{
+    return kq_rounds_as_tflite(requant->acc_shift) ? (uint32_t)requant->multiplier_q31[channel] : (uint32_t)requant->multiplier[channel];
+}
+
+/* int8 from an accumulator that holds the bias (SPEC 3.2, 3.5); ranges as kq_rescale, -128 <= lo <= hi <= 127. */
 KQGEN_CODE static inline int8_t kq_requantise(uint32_t acc, const kq_requant *requant, uint32_t channel)
 {
-    const int32_t scaled = kq_scale(acc, (uint32_t)requant->multiplier[channel], requant->shift[channel], requant->acc_shift);
+    const int32_t scaled = kq_rescale(acc, kq_multiplier(requant, channel), requant->shift[channel], requant->acc_shift);
     return (int8_t)kq_clamped(scaled + requant->zero_point, requant->lo, requant->hi);
 }
 
@@ -111,14 +139,14 @@ KQGEN_CODE static inline void kq_store(uint32_t acc, const kq_requant *requant, 
 KQGEN_CODE static inline void kq_store_two(
     uint32_t acc0, uint32_t acc1, const kq_requant *requant, uint32_t channel, int8_t *q0, int8_t *q1)
 {
-    const uint32_t multiplier = (uint32_t)requant->multiplier[channel];
+    const uint32_t multiplier = kq_multiplier(requant, channel);
     const uint32_t shift = requant->shift[channel];
     const uint32_t acc_shift = requant->acc_shift;
     const int32_t zero_point = requant->zero_point;
     const int32_t lo = requant->lo;
     const int32_t hi = requant->hi;
-    const int32_t scaled0 = kq_scale(acc0, multiplier, shift, acc_shift) + zero_point;
-    const int32_t scaled1 = kq_scale(acc1, multiplier, shift, acc_shift) + zero_point;
+    const int32_t scaled0 = kq_rescale(acc0, multiplier, shift, acc_shift) + zero_point;
+    const int32_t scaled1 = kq_rescale(acc1, multiplier, shift, acc_shift) + zero_point;
     *q0 = (int8_t)kq_summed(requant->sum, kq_clamped(scaled0, lo, hi), *q0);
     *q1 = (int8_t)kq_summed(requant->sum, kq_clamped(scaled1, lo, hi), *q1);
 }

@@ -214,14 +214,14 @@ KQGEN_CODE static KQ_NOINLINE void put_channels(
 }
 
 /* Output channels first..first+channels-1 of the pixel whose window is laid out; `to` takes the first of them. Octets that are whole and
- * not summed are stored on the way, the others one by one.
+ * not summed are stored on the way, the others, and those of rule `tflite`, one by one.
  */
 KQGEN_CODE static KQ_NOINLINE void convolve_pixel(const packed_layer *layer, kq_lane_job *job, uint32_t first, uint32_t channels, int8_t *to)
 {
     job->weights = layer->weights;
     job->table = layer->tables;
     job->to = to;
-    job->octets = layer->requant->sum == NULL ? channels >> 3 : 0;
+    job->octets = layer->requant->sum == NULL && !kq_rounds_as_tflite(layer->requant->acc_shift) ? channels >> 3 : 0;
     job->puts = job->octets;
     while (channels != 0) {
         kq_lane_octets(job);

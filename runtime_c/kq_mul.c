@@ -8,7 +8,7 @@
 KQGEN_CODE void kq_mul_s8(const kq_mul *mul, const int8_t *a, const int8_t *b, int8_t *output)
 {
     const uint32_t count_b = mul->count_b;
-    const int32_t multiplier = mul->multiplier;
+    const uint32_t multiplier = (uint32_t)mul->multiplier;
     const uint32_t shift = mul->shift;
     const uint32_t acc_shift = mul->acc_shift;
     const int32_t zero_point_a = mul->zero_point_a;

@@ -6,8 +6,18 @@
 /* The mean from a window's sum and the bias. */
 KQGEN_CODE static KQ_NOINLINE int8_t mean(const kq_pool *pool, uint32_t acc)
 {
-    const int32_t scaled = kq_scale(acc, (uint32_t)pool->multiplier, pool->shift, pool->acc_shift);
+    const uint32_t multiplier = kq_rounds_as_tflite(pool->acc_shift) ? (uint32_t)pool->multiplier_q31 : (uint32_t)pool->multiplier;
+    const int32_t scaled = kq_rescale(acc, multiplier, pool->shift, pool->acc_shift);
     return (int8_t)kq_clamped(scaled + pool->zero_point, pool->lo, pool->hi);
+}
+
+/* What a window's sum starts from. */
+static KQ_INLINE uint32_t bias_of(const kq_pool *pool)
+{
+    if (kq_rounds_as_tflite(pool->acc_shift)) {
+        return 0u - (uint32_t)(pool->window.k_h * pool->window.k_w * pool->pad_value);
+    }
+    return (uint32_t)pool->bias;
 }
 
 #if defined(__ARM_FEATURE_MVE) && (__ARM_FEATURE_MVE & 1)
@@ -25,6 +35,9 @@ KQGEN_CODE static uint32_t mean_quads(
     const int32x4_t lo = vdupq_n_s32(pool->lo);
     const int32x4_t hi = vdupq_n_s32(pool->hi);
     uint32_t channel;
+    if (kq_rounds_as_tflite(pool->acc_shift)) {
+        return 0;
+    }
     for (channel = 0; channels - channel >= 4u; channel += 4u) {
         const int8_t *next = from + channel;
         int32x4_t sum = vdupq_n_s32(kq_signed(start));
@@ -117,7 +130,7 @@ KQGEN_CODE void kq_avg_pool_s8(const kq_pool *pool, const int8_t *input, int8_t 
             const uint32_t rows = view.row_hi - view.row_lo;
             const uint32_t columns = view.col_hi - view.col_lo;
             const int32_t padded = (int32_t)(size - rows * columns) * pool->pad_value;
-            const uint32_t start = (uint32_t)padded + (uint32_t)pool->bias;
+            const uint32_t start = (uint32_t)padded + bias_of(pool);
             const uint32_t first = view.base + view.row_lo * row_step + view.col_lo * channels;
             uint32_t channel = mean_quads(pool, input + first, rows, columns, start, output);
             output += channel;
