@@ -207,7 +207,7 @@ def _allocation(found: _Found) -> Allocation:
         AllocatedLayer(
             layer.label,
             layer.weights,
-            _choice_text(stored, found.compression.codebook),
+            _choice_text(stored, found.compression.codebook, layer.run),
             stored.stored_bytes,
             8 * stored.stored_bytes / layer.weights,
             error,
@@ -221,12 +221,12 @@ def _allocation(found: _Found) -> Allocation:
     )
 
 
-def _choice_text(layer: PlannedLayer, codebook: Codebook) -> str:
+def _choice_text(layer: PlannedLayer, codebook: Codebook, run: int) -> str:
     if not layer.codebook:
         return f"{layer.bits} bits"
     stages = "2x" if codebook.additive else ""
     free = (layer.bits - int(codebook.sign)) // (2 if codebook.additive else 1)
-    return f"index {stages}{free}{'+sign' if codebook.sign else ''}"
+    return f"index {stages}{free}{'+sign' if codebook.sign else ''}{f', runs of {run}' if run > 1 else ''}"
 
 
 def _reasons(found: _Found, layers: Sequence[AllocatedLayer]) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ free in one octave, 2**(octave - 1) < K <= 2**octave, in which no index changes 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from kqgen.bits import packed_bytes
 from kqgen.ir import Conv2d
 from kqgen.kq_curves import Curve, index_curves, sample_kernels, uniform_error
+from kqgen.kq_runs import has_kernels, lengths, plans
 from kqgen.options import MAX_INDEX_BITS, UNIFORM_BITS, Codebook, Compression, Scope, index_bits
 from kqgen.planned import codebook_bytes, kernels_of, stored_codewords
 from kqgen.sensitivity import Sensitivity
@@ -37,8 +39,9 @@ class Layer:
     Attributes:
         label: how options name it: its module path where that is its own, else its node's name.
         uniform: (bits, expected error) that it may be stored in.
-        natural: bits it is stored in when nothing is said, 0 when it is indexed then.
+        natural: bits it is stored in when nothing is said, 0 when it may be indexed then.
         importance: of its error.
+        run: length of the runs that are its kernels, 1 where it has kernels.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Layer:
     uniform: tuple[tuple[int, float], ...]
     natural: int
     importance: float
+    run: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,8 @@ def partitions_of(
     nodes: Sequence[Conv2d], known: Mapping[str, Sensitivity], kept: Mapping[str, int], form: Codebook, *, scopes: Sequence[Scope],
     fixed_dense: bool, seed: int, progress: Callable[[str, float], None],
 ) -> tuple[Partition, ...]:  # fmt: skip
-    """One partition a scope, and where both scopes are free, one in which layers of one width share a codebook.
+    """One partition a scope, and where both scopes are free, one in which layers of one width share a codebook; each for several lengths
+    of runs where the network has layers without kernels.
 
     Args:
         known: sensitivities by node name.
@@ -105,49 +110,76 @@ def partitions_of(
         fixed_dense: fully connected layers stay at 8 bits.
     """
     paths = [node.path for node in nodes]
-    labels = [node.path if node.path and paths.count(node.path) == 1 else node.name for node in nodes]
-    layers = tuple(
-        _layer(node, label, known[node.name], kept.get(node.name), fixed_dense) for node, label in zip(nodes, labels, strict=True)
-    )
-    open_layers = [number for number, layer in enumerate(layers) if not layer.natural and nodes[number].name not in kept]
-    samples = {number: sample_kernels(nodes[number], known[nodes[number].name]) for number in open_layers}
-    learned: dict[tuple[int, ...], Book] = {}
+    labels = tuple(node.path if node.path and paths.count(node.path) == 1 else node.name for node in nodes)
+    uniform = tuple(_uniform(node, known[node.name], kept.get(node.name), fixed_dense) for node in nodes)
+    free = tuple(node.name not in kept and not (node.dense and fixed_dense) for node in nodes)
+    ways = plans([node for node, is_free in zip(nodes, free, strict=True) if is_free])
+    learned: dict[tuple[tuple[int, int], ...], Book] = {}
+    out: list[Partition] = []
+    for number, way in enumerate(ways):
+        cut_nodes = {node.name: node for node in way}
+        shaped = tuple(cut_nodes.get(node.name, node) for node in nodes)
+        layers = tuple(
+            _layer(plain, node, label, bits, known[node.name].importance)
+            for plain, node, label, bits in zip(nodes, shaped, labels, uniform, strict=True)
+        )
+        open_layers = [place for place, node in enumerate(shaped) if free[place] and has_kernels(node)]
+        tell = functools.partial(_tell_part, progress, number, len(ways))
+        found = _partitions(shaped, layers, open_layers, known, form, scopes, learned, seed, tell)
+        out += [each for each in found if all((each.books, each.layers) != (other.books, other.layers) for other in out)]
+    return tuple(out)
+
+
+def _tell_part(progress: Callable[[str, float], None], number: int, count: int, label: str, fraction: float) -> None:
+    progress(label, (number + fraction) / count)
+
+
+def _partitions(
+    nodes: Sequence[Conv2d], layers: tuple[Layer, ...], open_layers: Sequence[int], known: Mapping[str, Sensitivity], form: Codebook,
+    scopes: Sequence[Scope], learned: dict[tuple[tuple[int, int], ...], Book], seed: int, progress: Callable[[str, float], None],
+) -> list[Partition]:  # fmt: skip
+    """The partitions of layers whose runs are chosen; `learned` keeps codebooks by their layers and run lengths."""
+
+    def shape(number: int) -> tuple[int, ...]:
+        return (*nodes[number].kernel, nodes[number].run)
 
     def book(members: tuple[int, ...]) -> Book:
-        if members not in learned:
+        key = tuple((number, nodes[number].run) for number in members)
+        if key not in learned:
             # Each codebook draws from its own stream, so that other partitions leave its curves alone.
             rng = np.random.default_rng([seed % 2**64, *members])
-            found = index_curves([samples[number] for number in members], form.sign, form.additive, rng)
-            node = nodes[members[0]]
-            shared_by_all = len(members) == sum(nodes[number].kernel == node.kernel for number in open_layers)
+            samples = [sample_kernels(nodes[number], known[nodes[number].name]) for number in members]
+            found = index_curves(samples, form.sign, form.additive, rng)
+            shared_by_all = len(members) == sum(shape(number) == shape(members[0]) for number in open_layers)
             surcharge = 1.0 if shared_by_all else _APART
             curves = tuple(
-                curve.handed_on(known[nodes[number].name].gain, surcharge) for curve, number in zip(found, members, strict=True)
+                curve.handed_on(known[nodes[number].name].of(nodes[number]).gain, surcharge)
+                for curve, number in zip(found, members, strict=True)
             )
-            learned[members] = Book(members, curves, node.kernel[0] * node.kernel[1])
-        return learned[members]
+            learned[key] = Book(members, curves, math.prod(nodes[members[0]].kernel))
+        return learned[key]
 
     keys: list[tuple[Scope, Callable[[int], object]]] = [
-        ("network", lambda number: nodes[number].kernel),
+        ("network", shape),
         ("layer", lambda number: number),
-        ("layer", lambda number: (nodes[number].kernel, len(nodes[number].weight))),
+        ("layer", lambda number: (shape(number), len(nodes[number].weight))),
     ]
-    free = len(scopes) > 1
-    plans = [(scope, _gathered(open_layers, key)) for scope, key in (keys if free else keys[:2]) if scope in scopes]
+    chosen = [(scope, _gathered(open_layers, key)) for scope, key in (keys if len(scopes) > 1 else keys[:2]) if scope in scopes]
     out: list[Partition] = []
-    total = sum(len(shared) for _, shared in plans)
+    total = sum(len(shared) for _, shared in chosen)
     done = 0
-    for scope, shared in plans:
+    for scope, shared in chosen:
         books = []
         for members in shared.values():
-            progress(f"trying codebooks for {', '.join(labels[number] for number in members[:2])}", done / max(total, 1))
+            progress(f"trying codebooks for {', '.join(layers[number].label for number in members[:2])}", done / max(total, 1))
             books.append(book(members))
             done += 1
-        groups = tuple(tuple(labels[number] for number in each.members) for each in books if scope == "layer" and len(each.members) > 1)
+        several = [each.members for each in books if scope == "layer" and len(each.members) > 1]
+        groups = tuple(tuple(layers[number].label for number in members) for members in several)
         partition = Partition(replace(form, scope=scope, codewords=1), groups, layers, tuple(books))
         if all(partition.books != other.books for other in out):
             out.append(partition)
-    return tuple(out)
+    return out
 
 
 def _gathered(numbers: Sequence[int], key: Callable[[int], object]) -> dict[object, tuple[int, ...]]:
@@ -157,11 +189,15 @@ def _gathered(numbers: Sequence[int], key: Callable[[int], object]) -> dict[obje
     return out
 
 
-def _layer(node: Conv2d, label: str, known: Sensitivity, kept: int | None, fixed_dense: bool) -> Layer:
-    natural = 8 if node.dense or node.kernel == (1, 1) else 0
+def _uniform(node: Conv2d, known: Sensitivity, kept: int | None, fixed_dense: bool) -> tuple[tuple[int, float], ...]:
+    """(bits, expected error) that a layer may be stored in."""
     widths = (kept,) if kept is not None else (8,) if node.dense and fixed_dense else UNIFORM_BITS
-    uniform = tuple((bits, known.gain * uniform_error(node, known, bits)) for bits in widths)
-    return Layer(node.name, label, int(node.weight.size), kernels_of(node), uniform, natural, known.importance)
+    return tuple((bits, known.gain * uniform_error(node, known, bits)) for bits in widths)
+
+
+def _layer(plain: Conv2d, node: Conv2d, label: str, uniform: tuple[tuple[int, float], ...], importance: float) -> Layer:
+    natural = 0 if has_kernels(plain) or lengths(plain) else 8
+    return Layer(node.name, label, int(node.weight.size), kernels_of(node), uniform, natural, importance, node.run)
 
 
 def mixes_of(partition: Partition, allowed: frozenset[str]) -> tuple[Mix, ...]:
@@ -332,9 +368,11 @@ def compression_of(partition: Partition, mix: Mix, codewords: int, keep: Sequenc
         for layer, option in zip(partition.layers, mix.options, strict=True)
         if 0 <= option < mix.octave
     )
+    cut = [layer for layer, option in zip(partition.layers, mix.options, strict=True) if option >= 0 and layer.run > 1]
     indexed = {layer.label for layer, option in zip(partition.layers, mix.options, strict=True) if option >= 0}
     groups = tuple(tuple(label for label in group if label in indexed) for group in partition.groups)
     shared = tuple(group for group in groups if len(group) > 1)
     return Compression(
-        codebook=replace(form, codewords=codewords), keep=(*keep, *uniform), widths=widths, groups=shared, seed=seed
+        codebook=replace(form, codewords=codewords), keep=(*keep, *uniform), widths=widths, groups=shared, seed=seed,
+        runs=tuple((layer.label, layer.run) for layer in cut),
     )

@@ -17,7 +17,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_CODEWORDS = 256
 CHOICES = (
-    "target_bits", "target_bytes", "weights", "codebook", "codewords", "sign", "additive", "widths", "groups", "keep", "seed",
+    "target_bits", "target_bytes", "weights", "codebook", "codewords", "sign", "additive", "widths", "groups", "runs", "keep", "seed",
     "reconstruct",
 )  # fmt: skip
 """Names of the options below."""
@@ -49,6 +49,10 @@ _OPTIONS = (
     click.option(
         "--group", "groups", multiple=True, metavar="LAYER,LAYER,...", help="Let these layers share a codebook of their own; repeatable."
     ),
+    click.option(
+        "--run", "runs", multiple=True, metavar="LAYER=G",
+        help="Index this 1x1 or fully connected layer in runs of 2, 4, 8 or 16 input channels, 0 leaves it uniform; repeatable.",
+    ),
     click.option("--keep", multiple=True, metavar="LAYER=BITS", help="Store this layer uniformly in 8, 6 or 4 bits; repeatable."),
     click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of the clustering."),
     click.option(
@@ -64,8 +68,8 @@ def compression_options(function: F) -> F:
     @functools.wraps(function)
     def command(
         *arguments: Any, target_bits: float | None, target_bytes: int | None, weights: Weights, codebook: Scope | None,
-        codewords: int | None, sign: bool, additive: bool, widths: tuple[str, ...], groups: tuple[str, ...], keep: tuple[str, ...],
-        seed: int, reconstruct: int, **others: Any,
+        codewords: int | None, sign: bool, additive: bool, widths: tuple[str, ...], groups: tuple[str, ...], runs: tuple[str, ...],
+        keep: tuple[str, ...], seed: int, reconstruct: int, **others: Any,
     ) -> Any:  # fmt: skip
         refuse_codewords(target_bits, target_bytes, codewords)
         targeted = target_bits is not None or target_bytes is not None
@@ -75,6 +79,7 @@ def compression_options(function: F) -> F:
             keep=[_layer_bits("--keep", entry, "BITS 8, 6 or 4", "stem=8") for entry in keep],
             widths=[_layer_bits("--width", entry, "BITS of an index, its sign included", "layer1=7") for entry in widths],
             groups=[_group(entry) for entry in groups],
+            runs=[_layer_bits("--run", entry, "G input channels", "layer1=4") for entry in runs],
             seed=seed, target_bits=target_bits, target_bytes=target_bytes,
             scopes=(codebook,) if codebook else ("network", "layer"), reconstruct=reconstruct,
         )  # fmt: skip
@@ -125,7 +130,8 @@ def _layer_form(entry: str) -> tuple[str, Form]:
 def _layer_bits(option: str, entry: str, bits: str, example: str) -> tuple[str, int]:
     layer, _, width = entry.rpartition("=")
     if not layer or not (width.isascii() and width.isdecimal()):
-        raise InputError(f"cannot read {option} {entry}", found=entry, wanted=f"LAYER=BITS, {bits}", do=f"for example {option} {example}")
+        wanted = f"LAYER={bits.partition(' ')[0]}, {bits}"
+        raise InputError(f"cannot read {option} {entry}", found=entry, wanted=wanted, do=f"for example {option} {example}")
     return layer, int(width)
 
 

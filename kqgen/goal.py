@@ -65,7 +65,7 @@ class Goal:
 def goal_or_options(
     weights: Weights, codebook: Codebook | None, *, keep: Sequence[tuple[str, int]], widths: Sequence[tuple[str, int]],
     groups: Sequence[Sequence[str]], seed: int, target_bits: float | None, target_bytes: int | None,
-    scopes: tuple[Scope, ...] | None = None, reconstruct: int = 0,
+    scopes: tuple[Scope, ...] | None = None, reconstruct: int = 0, runs: Sequence[tuple[str, int]] = (),
 ) -> Goal | Compression:  # fmt: skip
     """A goal when a target is given, else the options as they are.
 
@@ -77,9 +77,10 @@ def goal_or_options(
     """
     if target_bits is None and target_bytes is None:
         named = tuple(tuple(group) for group in groups)
-        return Compression(weights, codebook or Codebook(), tuple(keep), tuple(widths), named, seed, reconstruct)
+        return Compression(weights, codebook or Codebook(), tuple(keep), tuple(widths), named, seed, reconstruct, tuple(runs))
     target = Target(target_bits, target_bytes)
-    given = [name for name, value in (("--width", widths), ("--group", groups), ("--weights int8", weights == "int8")) if value]
+    decided = (("--width", widths), ("--group", groups), ("--run", runs), ("--weights int8", weights == "int8"))
+    given = [name for name, value in decided if value]
     if given:
         raise _conflict(target, given[0])
     free = scopes or ((codebook.scope,) if codebook else ("network", "layer"))

@@ -99,6 +99,7 @@ def sample_kernels(node: Conv2d, known: Sensitivity) -> Kernels:
     c_out, c_in = node.weight.shape[:2]
     flat = node.weight.reshape(c_out, -1).astype(np.float64)
     size = np.sqrt(np.mean(flat**2, axis=1))
+    known = known.of(node)
     strength = np.trace(known.moments, axis1=1, axis2=2)
     metric = (known.moments / np.where(strength > 0, strength, 1.0)[:, None, None] * strength[:, None, None]).sum(0)
     metric = metric / np.trace(metric) * len(metric)
@@ -106,7 +107,8 @@ def sample_kernels(node: Conv2d, known: Sensitivity) -> Kernels:
     step = -(-c_out * c_in // OWN_SAMPLE)
     taken = np.arange(0, c_out * c_in, step if step == 1 else step | 1)
     vectors = (flat / np.where(size > 0, size, 1.0)[:, None]).reshape(c_out * c_in, -1)[taken]
-    mass = np.outer(size**2, strength).reshape(-1)[taken]
+    power = size**2
+    mass = (power * strength if node.depthwise else np.outer(power, strength)).reshape(-1)[taken]
     return Kernels(vectors.astype(np.float32), mass if mass.any() else np.ones(len(taken)), metric, c_out * c_in)
 
 
@@ -132,12 +134,17 @@ def index_curves(layers: Sequence[Kernels], sign: bool, additive: bool, rng: np.
 def uniform_error(node: Conv2d, known: Sensitivity, bits: int) -> float:
     """The error of a layer stored uniformly in `bits` bits, a share of its output power."""
     c_out = node.weight.shape[0]
-    rows = node.weight.reshape(c_out, -1)[:: max(1, node.weight.size // _UNIFORM_SAMPLE)].astype(np.float64)
+    every = slice(None, None, max(1, node.weight.size // _UNIFORM_SAMPLE))
+    rows = node.weight.reshape(c_out, -1)[every].astype(np.float64)
     values, scale = uniform(rows, None, bits, np.zeros(len(rows)))
-    wrong = (rows - values * scale.astype(np.float64)[:, None]).reshape(len(rows), len(known.moments), -1)
-    whole = rows.reshape(wrong.shape)
-    power = _power(whole, known.moments)
-    return _power(wrong, known.moments) / power if power > 0 else 0.0
+    wrong = rows - values * scale.astype(np.float64)[:, None]
+    if node.depthwise:
+        own = known.moments[every]
+        power, lost = (float(np.einsum("oi,oij,oj->", each, own, each)) for each in (rows, wrong))
+    else:
+        shape = (len(rows), len(known.moments), -1)
+        power, lost = _power(rows.reshape(shape), known.moments), _power(wrong.reshape(shape), known.moments)
+    return lost / power if power > 0 else 0.0
 
 
 def _power(kernels: Float64, moments: Float64) -> float:

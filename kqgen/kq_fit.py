@@ -9,6 +9,9 @@ but for the codebook, so every step works on all of them at once:
     sweep        each input channel's codes are chosen anew with all others held, until few change
     fit_scales   the best scale of each output channel, in closed form
     fit_words    the best codewords of all layers that share them, by conjugate gradients
+
+In a depthwise layer each output channel has one kernel and an H of its own: its codeword is the nearest under that H, and nothing is
+handed on.
 """
 
 from __future__ import annotations
@@ -43,11 +46,11 @@ class Problem:
 
     Attributes:
         target: (c_out, n) float64, the weights wanted.
-        second: (n, n) float64, positive definite.
+        second: (n, n) float64, positive definite; of a depthwise layer (c_out, d, d), for each output channel, and groups is 1.
         importance: what one unit of this layer's loss counts beside other layers'.
         order: (groups,) the order in which groups are decided: strongest inputs first.
-        diagonal: (groups, d, d), the blocks of `second` on its diagonal.
-        roots: (groups, d, d), root @ root.T = diagonal block.
+        diagonal: (groups, d, d), the blocks of `second` on its diagonal; of a depthwise layer `second` itself.
+        roots: of `diagonal`'s shape, root @ root.T = diagonal block.
     """
 
     target: Float64
@@ -62,10 +65,19 @@ class Problem:
         """Values of a kernel."""
         return int(self.diagonal.shape[1])
 
+    @property
+    def apart(self) -> bool:
+        """Whether each output channel has inputs of its own: a depthwise layer."""
+        return self.second.ndim == 3
+
+    def seen(self, weights: Float64) -> Float64:
+        """weights @ second, (c_out, n)."""
+        return _seen(weights, self.second)
+
     def loss(self, weights: Float64) -> float:
         """tr((target - weights) second (target - weights)^T), times importance."""
         error = self.target - weights
-        return self.importance * float(np.sum((error @ self.second) * error))
+        return self.importance * float(np.sum(self.seen(error) * error))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,16 +100,23 @@ class Solution:
 def pose(target: Float64, second: Float64, d: int) -> Problem:
     """The problem of one layer, its importance set so that losing all output power costs 1.
 
-    Shapes: target (c_out, n), second (n, n) positive definite; d divides n.
+    Shapes: target (c_out, n), second (n, n) positive definite, or (c_out, d, d) of a depthwise layer; d divides n.
     """
-    groups = len(second) // d
-    blocks = second.reshape(groups, d, groups, d)
-    diagonal = np.ascontiguousarray(blocks[np.arange(groups), :, np.arange(groups), :])
-    power = float(np.sum((target @ second) * target))
-    strength = np.trace(diagonal, axis1=1, axis2=2)
-    order = np.argsort(-strength, kind="stable").astype(np.int64)
+    if second.ndim == 3:
+        diagonal, order = second, np.zeros(1, np.int64)
+    else:
+        groups = len(second) // d
+        blocks = second.reshape(groups, d, groups, d)
+        diagonal = np.ascontiguousarray(blocks[np.arange(groups), :, np.arange(groups), :])
+        order = np.argsort(-np.trace(diagonal, axis1=1, axis2=2), kind="stable").astype(np.int64)
+    power = float(np.sum(_seen(target, second) * target))
     roots = np.asarray(np.linalg.cholesky(diagonal), np.float64)
     return Problem(target, second, 1 / power if power > 0 else 0.0, order, diagonal, roots)
+
+
+def _seen(weights: Float64, second: Float64) -> Float64:
+    out: Float64 = weights @ second if second.ndim == 2 else np.einsum("oi,oij->oj", weights, second)
+    return out
 
 
 def learn(
@@ -153,6 +172,8 @@ def solve(problem: Problem, words: Float64, sign: bool, scale: Float64) -> Solut
 
 def feed_back(problem: Problem, words: Float64, sign: bool, scale: Float64) -> Solution:
     """Codes chosen one input channel after the other, each error handed on to the channels still open."""
+    if problem.apart:
+        return _solution(problem, words, *_nearest_apart(problem, words, sign, scale), scale)
     d, order = problem.d, problem.order
     places = (order[:, None] * d + np.arange(d)).reshape(-1)
     inverse = np.linalg.inv(problem.second[np.ix_(places, places)])
@@ -171,6 +192,8 @@ def feed_back(problem: Problem, words: Float64, sign: bool, scale: Float64) -> S
 
 def sweep(problem: Problem, words: Float64, sign: bool, start: Solution) -> Solution:
     """Codes changed one input channel at a time while that lowers the loss, then scales refitted."""
+    if problem.apart:
+        return _sweep_apart(problem, words, sign, start)
     d, scale = problem.d, start.scale
     codes, negative = start.codes.copy(), start.negative.copy()
     weights = _weights(words, codes, negative, scale)
@@ -195,12 +218,37 @@ def sweep(problem: Problem, words: Float64, sign: bool, start: Solution) -> Solu
     return _solution(problem, words, codes, negative, fit_scales(problem, words, codes, negative, scale))
 
 
+def _sweep_apart(problem: Problem, words: Float64, sign: bool, start: Solution) -> Solution:
+    """The same for a depthwise layer, where scales and codes alone wait for each other."""
+    best = start
+    for _ in range(_SWEEPS):
+        codes, negative = _nearest_apart(problem, words, sign, best.scale)
+        scale = fit_scales(problem, words, codes, negative, best.scale)
+        changes = int(((codes != best.codes) | (negative != best.negative)).sum())
+        best = _solution(problem, words, codes, negative, scale)
+        if changes <= _FEW_CHANGES * codes.size:
+            break
+    return best
+
+
+def _nearest_apart(
+    problem: Problem, words: Float64, sign: bool, scale: Float64
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Codes and signs (c_out, 1) of least error for given scales (c_out,), each kernel under its own second moments."""
+    dots = problem.seen(problem.target) @ words.T
+    products = (words[:, :, None] * words[:, None, :]).reshape(len(words), -1)
+    norms = problem.second.reshape(len(problem.second), -1) @ products.T
+    code = np.argmin(scale[:, None] * norms - 2 * (np.abs(dots) if sign else dots), axis=1)
+    negative = dots[np.arange(len(code)), code] < 0 if sign else np.zeros(len(code), dtype=np.bool_)
+    return code[:, None], negative[:, None]
+
+
 def fit_scales(
     problem: Problem, words: Float64, codes: npt.NDArray[np.int64], negative: npt.NDArray[np.bool_], scale: Float64
 ) -> Float64:
     """The scales (c_out,) of least loss for given codes; one that would not be positive stays as it is in `scale`."""
     plain = _weights(words, codes, negative, np.ones(len(codes)))
-    seen = plain @ problem.second
+    seen = problem.seen(plain)
     match, power = np.sum(seen * problem.target, axis=1), np.sum(seen * plain, axis=1)
     good = (match > 0) & (power > 0)
     return np.where(good, match / np.where(good, power, 1.0), scale)
@@ -225,17 +273,18 @@ def fit_words(problems: Sequence[Problem], solutions: Sequence[Solution], words:
 
     def apply(change: Float64) -> Float64:
         table = spread(change, additive)
-        return gather([_weights(table, s.codes, s.negative, s.scale) @ p.second for p, s in pairs])
+        return gather([p.seen(_weights(table, s.codes, s.negative, s.scale)) for p, s in pairs])
 
     mass = np.zeros(len(kernels))
     for problem, solution in pairs:
         strength = np.trace(problem.diagonal, axis1=1, axis2=2) / problem.d
-        each = problem.importance * np.outer(solution.scale**2, strength)
+        power = solution.scale**2
+        each = problem.importance * (power * strength if problem.apart else np.outer(power, strength))
         mass += np.bincount(solution.codes.reshape(-1), each.reshape(-1), len(kernels))
     shares = _gathered(mass[:, None], additive)
     inverse_mass = np.where(shares > 0, 1 / np.where(shares > 0, shares, 1.0), 0.0)
     fitted = words.copy()
-    residual = gather([problem.target @ problem.second for problem, _ in pairs]) - apply(fitted)
+    residual = gather([problem.seen(problem.target) for problem, _ in pairs]) - apply(fitted)
     direction = residual * inverse_mass
     norm = float(np.sum(residual * direction))
     for _ in range(_GRADIENT_STEPS):
@@ -304,6 +353,9 @@ def _block(problem: Problem, size: Float64, limit: int, every: int) -> Block:
     """Every so many-th output channel of a layer, scaled to size 1, standing for those between."""
     size = size[::every]
     scaled = problem.target[::every] / size[:, None]
+    if problem.apart:
+        own = problem.importance * every * size**2
+        return Block(torch.from_numpy(scaled[:, None]), torch.from_numpy(own[:, None]), torch.from_numpy(problem.roots[::every]), limit)
     vectors = np.ascontiguousarray(scaled.reshape(len(size), -1, problem.d).transpose(1, 0, 2))
     weights = np.tile(problem.importance * every * size**2, (len(vectors), 1))
     return Block(torch.from_numpy(vectors), torch.from_numpy(weights), torch.from_numpy(problem.roots), limit)

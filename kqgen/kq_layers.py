@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +11,12 @@ import numpy.typing as npt
 from kqgen.errors import InputError
 from kqgen.intgraph import Int8, IntCodebook, KqWeights, UniformWeights, effective_kernels, frozen
 from kqgen.ir import Conv2d, Float32, Graph
+from kqgen.kq_runs import cut, inputs_of, lengths, natural_length, why_no_runs
 from kqgen.options import Compression, index_bits
 
-_FIRST_LAYER_SHARE = 0.02
-"""A layer that reads the network's input stays at 8 bits when indexing it would save less than this part of all weights."""
+_FIRST_LAYER_SHARE, _LAST_LAYER_SHARE = 0.02, 0.03
+"""A layer that reads the network's input stays at 8 bits when indexing it would save less than this part of all weights; so does one
+without kernels that makes an output."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,24 +41,13 @@ class LayerWeights:
             return self.weights.values
         return effective_kernels(self.weights, codebooks[self.weights.codebook])
 
-    def dense_weights(self) -> UniformWeights:
-        """A fully connected layer's weights as the 1x1 convolution of SPEC 4.5: values (c_out, 1, 1, k_h * k_w * c_in).
-
-        Raises:
-            TypeError: the weights are indexed.
-        """
-        if not isinstance(self.weights, UniformWeights):
-            raise TypeError("a fully connected layer has no kernels to index")
-        values = self.weights.values
-        return UniformWeights(self.weights.bits, frozen(values.reshape(values.shape[0], 1, 1, -1), np.int8))
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Quantised:
     """The stored weights of a network.
 
     Attributes:
-        layers: (node name, weights) of every Conv2d, in execution order.
+        layers: (node name, weights) of every Conv2d, in execution order; those of runs as `ir.Conv2d.run` has them.
         codebooks: in order of first use.
         warnings: sentences for the user.
     """
@@ -89,6 +80,7 @@ class Choice:
         bits: of uniform weights; 8 for an indexed layer.
         reason: in words.
         index_bits: the width asked for this layer's indices, 0 for the codebook's own.
+        run: length of the runs that are indexed; 1 where kernels are.
     """
 
     layer: str
@@ -96,6 +88,7 @@ class Choice:
     bits: int
     reason: str
     index_bits: int = 0
+    run: int = 1
 
 
 def convolutions(graph: Graph) -> tuple[Conv2d, ...]:
@@ -109,6 +102,8 @@ def codebook_name(node: Conv2d, compression: Compression) -> str:
     for number, group in enumerate(compression.groups, 1):
         if node.name in group or (node.path and node.path in group):
             return f"group_{number}_codebook"
+    if node.run > 1 and compression.codebook.scope == "network":
+        return f"codebook_run{node.run}"
     return f"codebook_{k_h}x{k_w}" if compression.codebook.scope == "network" else f"{node.name}_codebook"
 
 
@@ -142,20 +137,20 @@ def distinct_kernels(weight: npt.NDArray[np.float32], sign: bool) -> npt.NDArray
 def choose(graph: Graph, compression: Compression) -> tuple[Choice, ...]:
     """How each Conv2d will be stored, in execution order.
 
-    Indexed are layers with kernels larger than 1x1 that are not fully connected, not named in `keep`, and not so small that
-    8-bit weights serve better; a layer with a width of its own is never too small.
+    Indexed are kernels, and runs of input channels where a layer has no kernels (1x1, fully connected), unless the layer is named in
+    `keep` or so small that 8-bit weights serve better; a layer with a width or a run length of its own is never too small.
 
     Raises:
-        InputError: `keep`, `widths` or `groups` names no layer, one layer twice, or a layer for which it cannot hold.
+        InputError: `keep`, `widths`, `groups` or `runs` names no layer, one layer twice, or a layer for which it cannot hold.
     """
     kept = _named(graph, compression.keep, "keep", "at {} bits")
     widths = _named(graph, compression.widths, "width", "with indices of {} bits")
-    _check_groups(graph, compression)
-    nodes = convolutions(graph)
-    plain = {node.name: _plain_reason(node, compression) for node in nodes}
+    runs = _named(graph, compression.runs, "run", "in runs of {} input channels")
+    nodes = tuple(_with_kernels(node, compression, kept, widths, runs) for node in convolutions(graph))
+    _check_groups(nodes, compression)
+    plain = {node.name: _plain_reason(node, compression, runs.get(node.name)) for node in nodes}
     candidates = [node for node in nodes if node.name not in kept and not plain[node.name]]
     total = sum(node.weight.size for node in nodes)
-    inputs = {node.name for node in graph.inputs}
     for node in nodes:
         if compression.weights == "kq" and node.name in widths and node not in candidates:
             raise InputError(
@@ -172,14 +167,43 @@ def choose(graph: Graph, compression: Compression) -> tuple[Choice, ...]:
             out.append(Choice(node.name, "", 8, plain[node.name]))
         else:
             width = widths.get(node.name, 0)
-            small = "" if width else _too_small(node, candidates, total, bool(inputs & set(node.inputs)), compression)
+            small = "" if width or node.name in runs else _too_small(node, candidates, total, graph, compression)
             name = codebook_name(node, compression)
-            out.append(Choice(node.name, "", 8, small) if small else Choice(node.name, name, 8, f"indexed into {name}", width))
+            how = f"runs of {node.run} input channels indexed" if node.run > 1 else "indexed"
+            chosen = Choice(node.name, name, 8, f"{how} into {name}", width, node.run)
+            out.append(Choice(node.name, "", 8, small) if small else chosen)
     return tuple(out)
 
 
+def with_runs(graph: Graph, compression: Compression) -> Graph:
+    """The graph with every layer cut into runs whose runs will be indexed (`ir.Conv2d.run`); cut layers stay as they are."""
+    lengths_of = {choice.layer: choice.run for choice in choose(graph, compression) if choice.codebook}
+    nodes = tuple(cut(node, lengths_of.get(node.name, 1)) if isinstance(node, Conv2d) else node for node in graph)
+    return replace(graph, nodes=nodes)
+
+
+def _with_kernels(
+    node: Conv2d, compression: Compression, kept: Mapping[str, int], widths: Mapping[str, int], runs: Mapping[str, int]
+) -> Conv2d:
+    """The layer cut into runs, where it may be indexed that way; else as it is."""
+    if compression.weights == "int8" or node.name in kept:
+        return node
+    asked = runs.get(node.name)
+    if asked and node.run == 1 and asked not in lengths(node):
+        found = why_no_runs(node) if node.dense or node.kernel == (1, 1) else f"a kernel of {node.kernel[0]}x{node.kernel[1]}"
+        raise InputError(
+            f"layer {node.path or node.name} cannot be indexed in runs of {asked} input channels",
+            found=found or f"{inputs_of(node)} inputs",
+            wanted="a 1x1 or fully connected layer, and a length that divides its inputs",
+            do=f"drop the option, or write --run {node.path or node.name}={lengths(node)[-1] if lengths(node) else 0}",
+        )
+    if asked is None:
+        asked = natural_length(node, widths.get(node.name, compression.codebook.index_bits))
+    return cut(node, asked or 1)
+
+
 def _named(graph: Graph, wishes: Iterable[tuple[str, int]], option: str, phrase: str) -> dict[str, int]:
-    """Node name -> bits, of (layer, bits) pairs that name layers by path or by node name."""
+    """Node name -> number, of (layer, bits) pairs that name layers by path or by node name."""
     found: dict[str, int] = {}
     for wanted, bits in wishes:
         named = [node for node in convolutions(graph) if wanted in (node.path, node.name) and wanted]
@@ -187,61 +211,68 @@ def _named(graph: Graph, wishes: Iterable[tuple[str, int]], option: str, phrase:
             raise InputError(
                 f"no layer {wanted!r} to {'keep' if option == 'keep' else 'store'} {phrase.format(bits)}",
                 found=repr(wanted),
-                wanted=_layers(graph),
+                wanted=_layers(convolutions(graph)),
                 do=f"write --{option} with one of these names and ={bits}",
             )
         for node in named:
             if found.get(node.name, bits) != bits:
+                what = {"keep": "kept at two widths", "width": "stored at two widths"}.get(option, "cut into runs of two lengths")
                 raise InputError(
-                    f"layer {wanted} is {'kept' if option == 'keep' else 'stored'} at two widths",
-                    found=f"{found[node.name]} and {bits} bits",
-                    wanted="one width a layer",
+                    f"layer {wanted} is {what}",
+                    found=f"{found[node.name]} and {bits}{'' if option == 'run' else ' bits'}",
+                    wanted="one number a layer" if option == "run" else "one width a layer",
                     do=f"drop one of the two --{option} options",
                 )
             found[node.name] = bits
     return found
 
 
-def _layers(graph: Graph) -> str:
-    layers = ", ".join(node.path or node.name for node in convolutions(graph))
+def _layers(nodes: tuple[Conv2d, ...]) -> str:
+    layers = ", ".join(node.path or node.name for node in nodes)
     return f"one of {layers}" if layers else "a layer with weights; this network has none"
 
 
-def _check_groups(graph: Graph, compression: Compression) -> None:
+def _check_groups(nodes: tuple[Conv2d, ...], compression: Compression) -> None:
     """Every member is a layer, stands in one group, and has the kernel of the others."""
     placed: dict[str, int] = {}
     for number, group in enumerate(compression.groups):
-        kernels: dict[tuple[int, int], str] = {}
+        kernels: dict[tuple[int, int, int], str] = {}
         for wanted in group:
-            named = [node for node in convolutions(graph) if wanted in (node.path, node.name) and wanted]
+            named = [node for node in nodes if wanted in (node.path, node.name) and wanted]
             if not named:
-                raise InputError(f"no layer {wanted!r} to group", found=repr(wanted), wanted=_layers(graph))
+                raise InputError(f"no layer {wanted!r} to group", found=repr(wanted), wanted=_layers(nodes))
             for node in named:
                 if placed.setdefault(node.name, number) != number:
                     raise InputError(f"layer {wanted} stands in two groups", wanted="one group a layer", do="drop it from one of them")
-                kernels.setdefault(node.kernel, wanted)
+                kernels.setdefault((*node.kernel, node.run), wanted)
         if len(kernels) > 1:
             (one, first), (two, second) = list(kernels.items())[:2]
+            shapes = [f"runs of {run}" if run > 1 else f"kernels of {k_h}x{k_w}" for k_h, k_w, run in (one, two)]
             raise InputError(
                 f"layers {first} and {second} cannot share a codebook",
-                found=f"kernels {one[0]}x{one[1]} and {two[0]}x{two[1]}",
+                found=" and ".join(shapes),
                 wanted="one kernel shape in a group",
                 do="put them into groups of their own",
             )
 
 
-def _plain_reason(node: Conv2d, compression: Compression) -> str:
+def _plain_reason(node: Conv2d, compression: Compression, asked: int | None) -> str:
     if compression.weights == "int8":
         return "8 bits for every weight as asked"
-    if node.dense:
-        return "fully connected"
-    return "1x1 kernel" if node.kernel == (1, 1) else ""
+    if node.run > 1 or (node.kernel != (1, 1) and not node.dense):
+        return ""
+    kind = "fully connected" if node.dense else "1x1 kernel"
+    if asked == 0:
+        return f"{kind}, uniform as asked"
+    why = why_no_runs(node)
+    return f"{kind}: {why or 'its indices have too few bits for runs'}"
 
 
-def _too_small(node: Conv2d, candidates: list[Conv2d], total: int, reads_input: bool, compression: Compression) -> str:
+def _too_small(node: Conv2d, candidates: list[Conv2d], total: int, graph: Graph, compression: Compression) -> str:
     """Why indexing this layer does not pay, or "".
 
-    `candidates` are all layers that might be indexed, `total` the weights of the network.
+    `candidates` are all layers that might be indexed, `total` the weights of the network. Runs and the kernels of depthwise layers must
+    do better than 4 bits a weight: up to there plain weights of 4 or 6 bits serve as well.
     """
     name = codebook_name(node, compression)
     sharing = [other for other in candidates if codebook_name(other, compression) == name]
@@ -252,12 +283,17 @@ def _too_small(node: Conv2d, candidates: list[Conv2d], total: int, reads_input: 
     plain_bytes = node.weight.size
     index_bytes = -(-kernels * index_bits(codewords, book.sign, book.additive) // 8)
     share_bytes = -(-codewords * (2 if book.additive else 1) * (plain_bytes // kernels) * 6 * kernels // (8 * all_kernels))
+    bits = 4 if node.run > 1 or node.depthwise else 8
     saved = plain_bytes - index_bytes - share_bytes
-    if saved <= 0:
+    unit = f"runs of {node.run}" if node.run > 1 else "kernels"
+    if index_bytes + share_bytes >= plain_bytes * bits // 8:
         return (
-            f"only {kernels} kernels: {index_bytes} bytes of indices and {share_bytes} of codebook "
-            f"are no less than {plain_bytes} at 8 bits"
+            f"only {kernels} {unit}: {index_bytes} bytes of indices and {share_bytes} of codebook "
+            f"are no less than {plain_bytes * bits // 8} at {bits} bits"
         )
-    if reads_input and saved < _FIRST_LAYER_SHARE * total:
-        return f"first layer: indexing its {kernels} kernels would save {saved} bytes, {100 * saved / total:.1f} % of the network's weights"
+    part = f"would save {saved} bytes, {100 * saved / total:.1f} % of the network's weights"
+    if any(each.name in node.inputs for each in graph.inputs) and saved < _FIRST_LAYER_SHARE * total:
+        return f"first layer: indexing its {kernels} {unit} {part}"
+    if node.run > 1 and node.name in graph.outputs and saved < _LAST_LAYER_SHARE * total:
+        return f"last layer: indexing its {kernels} {unit} {part}"
     return ""

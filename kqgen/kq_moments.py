@@ -2,7 +2,8 @@
 
 A layer sees patches p (n = c_in * k_h * k_w numbers, input channel slowest) and should give outputs y. Means are taken out of both,
 for the bias makes up for any mean: only the covariances count. The weights of least squared output error are
-cross @ inverse(second); the quantisers then lose (W - Q) second (W - Q)^T more.
+cross @ inverse(second); the quantisers then lose (W - Q) second (W - Q)^T more. In a depthwise layer each output channel sees patches of
+its own input channel alone, and has covariances of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from kqgen.floatexec import conv_input, conv_stride
 from kqgen.ir import Conv2d
 
 Float64 = npt.NDArray[np.float64]
@@ -31,7 +33,7 @@ class Moments:
     """Covariances over the patches of a layer, in codes of the input: one unit is the input's scale.
 
     Attributes:
-        second: (n, n) float64, of the patches with themselves.
+        second: (n, n) float64, of the patches with themselves; of a depthwise layer (c_out, n, n), for each output channel.
         cross: (c_out, n) float64, of the wanted outputs, divided by the input's scale, with the patches.
         count: patches seen.
     """
@@ -42,13 +44,13 @@ class Moments:
 
 
 def codes_of(node: Conv2d, x: torch.Tensor, scale: float) -> torch.Tensor:
-    """What the layer multiplies its weights with, in units of the input's scale: (N, c_in, h, w) float32.
+    """What the layer multiplies its weights with, in units of the input's scale: (N, c_in, h, w) float32, cut into runs where it has them.
 
     Whole numbers unless the layer has an input offset, so that sums of their products are exact in any order.
     """
     if node.input_offset is None:
-        return torch.round(x / scale)
-    return (x - torch.from_numpy(node.input_offset.copy())[:, None, None]) / scale
+        return conv_input(node, torch.round(x / scale))
+    return conv_input(node, (x - torch.from_numpy(node.input_offset.copy())[:, None, None]) / scale)
 
 
 def collect(node: Conv2d, codes: torch.Tensor, wanted: torch.Tensor, scale: float) -> Moments:
@@ -64,7 +66,9 @@ def collect(node: Conv2d, codes: torch.Tensor, wanted: torch.Tensor, scale: floa
     limit = max(min(_PATCHES, int(_PATCHES_BY_WIDTH / n**2)), 4 * n)
     # An odd distance visits all columns and rows of maps with even sides.
     taken = torch.arange(0, images * places, (images * places // limit) | 1)
-    windows = _windows(node, codes)
+    if node.groups > 1:
+        return _collect_apart(node, codes, wanted, scale)
+    windows = windows_of(node, codes)
     outputs_at = wanted.flatten(2)
     second, cross = torch.zeros((n, n), dtype=torch.float64), torch.zeros((c_out, n), dtype=torch.float64)
     patch_sum, wanted_sum, count = torch.zeros(n, dtype=torch.float64), torch.zeros(c_out, dtype=torch.float64), len(taken)
@@ -82,19 +86,40 @@ def collect(node: Conv2d, codes: torch.Tensor, wanted: torch.Tensor, scale: floa
     return Moments(second.numpy(), cross.numpy(), count)
 
 
-def _windows(node: Conv2d, codes: torch.Tensor) -> torch.Tensor:
-    """A view of what each output covers, (N, c_in, h_out, w_out, k_h, k_w), padded taps 0."""
+def _collect_apart(node: Conv2d, codes: torch.Tensor, wanted: torch.Tensor, scale: float) -> Moments:
+    """The covariances of a depthwise layer, channel by channel."""
+    c_out, n = node.weight.shape[0], node.weight[0].size
+    images, rows, columns = wanted.shape[0], wanted.shape[2], wanted.shape[3]
+    step = max(1, images * rows * columns // _PATCHES) | 1
+    windows = windows_of(node, codes).flatten(4).permute(1, 0, 2, 3, 4)
+    second, cross = torch.zeros((c_out, n, n), dtype=torch.float64), torch.zeros((c_out, n), dtype=torch.float64)
+    count = 0
+    for channel in range(c_out):
+        patches = windows[channel * codes.shape[1] // c_out].reshape(-1, n)[::step].double()
+        outputs = wanted[:, channel].reshape(-1)[::step].double() / scale
+        count = len(outputs)
+        patch_mean = patches.sum(0) / count
+        second[channel] = patches.T @ patches / count - torch.outer(patch_mean, patch_mean)
+        cross[channel] = outputs @ patches / count - outputs.sum() / count * patch_mean
+    return Moments(second.numpy(), cross.numpy(), count)
+
+
+def windows_of(node: Conv2d, codes: torch.Tensor) -> torch.Tensor:
+    """A view of what each output covers, (N, c_in, h_out, w_out, k_h, k_w), padded taps 0; `codes` as `conv_input` makes them."""
     top, bottom, left, right = node.padding
     padded = F.pad(codes, (left, right, top, bottom)) if any(node.padding) else codes
-    return padded.unfold(2, node.kernel[0], node.stride[0]).unfold(3, node.kernel[1], node.stride[1])
+    (k_h, k_w), (s_h, s_w), (d_h, d_w) = node.kernel, conv_stride(node), node.dilation
+    whole = padded.unfold(2, (k_h - 1) * d_h + 1, s_h).unfold(3, (k_w - 1) * d_w + 1, s_w)
+    return whole[..., ::d_h, ::d_w]
 
 
 def damped(moments: Moments) -> Float64:
     """`second` plus a ridge: a hundredth of the mean variance, more when there are few patches for the unknowns."""
-    n = len(moments.second)
-    mean = float(np.trace(moments.second)) / n
+    n = moments.second.shape[-1]
+    mean = np.trace(moments.second, axis1=-2, axis2=-1)[..., None, None] / n
     ridge = max(_DAMPING, n / moments.count) * mean
-    return moments.second + (ridge if ridge > 0 else 1.0) * np.eye(n)
+    out: Float64 = moments.second + np.where(ridge > 0, ridge, 1.0) * np.eye(n)
+    return out
 
 
 def best_weights(node: Conv2d, moments: Moments) -> Float64:
@@ -105,6 +130,10 @@ def best_weights(node: Conv2d, moments: Moments) -> Float64:
     system = damped(moments)
     ridge = system - moments.second
     flat = node.weight.reshape(len(node.weight), -1).astype(np.float64)
-    solved = np.asarray(np.linalg.solve(system, (moments.cross + flat @ ridge).T).T, np.float64)
+    if system.ndim == 3:
+        right = moments.cross[:, :, None] + ridge @ flat[:, :, None]
+        solved = np.asarray(np.linalg.solve(system, right)[:, :, 0], np.float64)
+    else:
+        solved = np.asarray(np.linalg.solve(system, (moments.cross + flat @ ridge).T).T, np.float64)
     alive = np.asarray(np.any(flat != 0, axis=1))
     return np.where(alive[:, None], solved, 0.0)

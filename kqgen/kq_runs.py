@@ -10,6 +10,7 @@ for a weight: without training less costs more than the points it saves are wort
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +21,8 @@ from kqgen.options import RUNS
 
 _BITS_A_WEIGHT = 2.0
 _WIDEST_STEP, _WIDEST_MAP = 255, 65535
+_MATTERING = 8
+"""Runs matter when more than one weight in so many could be in one."""
 
 
 def inputs_of(node: Conv2d) -> int:
@@ -51,6 +54,31 @@ def lengths(node: Conv2d) -> tuple[int, ...]:
 def natural_length(node: Conv2d, index_bits: int) -> int:
     """The run length for indices of so many bits, 1 where no length leaves each weight bits enough."""
     return max((g for g in lengths(node) if index_bits >= _BITS_A_WEIGHT * g), default=1)
+
+
+def has_kernels(node: Conv2d) -> bool:
+    """Whether the layer as it is has something to index: kernels, or runs it was cut into."""
+    return node.run > 1 or not (node.dense or node.kernel == (1, 1))
+
+
+def plans(nodes: Sequence[Conv2d]) -> tuple[tuple[Conv2d, ...], ...]:
+    """Ways to cut the layers of a network into runs, for an allocation to choose among: runs of one length, or in its largest layers of
+    twice that. Where runs could matter little, one of them.
+    """
+    open_layers = [node for node in nodes if lengths(node)]
+    total, largest = sum(node.weight.size for node in nodes), max((node.weight.size for node in open_layers), default=0)
+    if _MATTERING * sum(node.weight.size for node in open_layers) < total:
+        return (tuple(_cut_to(node, 4) for node in nodes),)
+    tried = [(run, run * wide) for run in RUNS for wide in (1, 2)]
+    found = [tuple(_cut_to(node, wide if 2 * node.weight.size > largest else run) for node in nodes) for run, wide in tried]
+    seen: dict[tuple[int, ...], tuple[Conv2d, ...]] = {}
+    for plan in found:
+        seen.setdefault(tuple(node.run for node in plan), plan)
+    return tuple(seen.values())
+
+
+def _cut_to(node: Conv2d, run: int) -> Conv2d:
+    return cut(node, max((g for g in lengths(node) if g <= run), default=1))
 
 
 def cut(node: Conv2d, run: int) -> Conv2d:

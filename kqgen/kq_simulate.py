@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from kqgen.calibrate import Ranges, TensorRange
 from kqgen.cluster import VALUE_LIMIT, Codewords, round_codewords
 from kqgen.cluster_pairs import round_pairs
-from kqgen.floatexec import evaluate
+from kqgen.floatexec import conv_input, conv_stride, evaluate
 from kqgen.intgraph import Int8, frozen
 from kqgen.ir import Conv2d, Float32, Graph, Input, frozen_array
 from kqgen.kq_fit import Solution
@@ -34,7 +34,7 @@ class Fitted:
     """A layer's weights while they are worked on.
 
     Attributes:
-        integers: (c_out, c_in, k_h, k_w).
+        integers: of the float weight's shape.
         scale, bias: (c_out,).
         bits: of uniform weights.
         book: name of the codebook, "" for uniform weights.
@@ -95,7 +95,7 @@ class SimulatedLayer:
     Attributes:
         growth: (c_out,), the scale's change, as a natural logarithm.
         shift: (c_out,), the bias's change in units of 64 int8 steps of the output.
-        shares: (c_out, c_in, k_h, k_w), uniform weights as parts of the largest; fixed in an indexed layer.
+        shares: of the weight's shape, uniform weights as parts of the largest; fixed in an indexed layer.
     """
 
     def __init__(self, node: Conv2d, fitted: Fitted, output_scale: float) -> None:
@@ -129,12 +129,12 @@ class SimulatedLayer:
     def run(self, x: torch.Tensor, kernels: Tensors) -> torch.Tensor:
         """The layer's real output (N, c_out, h, w), clamped as the node says."""
         node = self.node
-        x = x if self._offset is None else x - self._offset
+        x = conv_input(node, x if self._offset is None else x - self._offset)
         top, bottom, left, right = node.padding
         if (top, left) != (bottom, right):
             x, top, left = F.pad(x, (left, right, top, bottom)), 0, 0
         weight = self.integers(kernels) * self.scale()[:, None, None, None]
-        y = F.conv2d(x, weight, self.bias(), node.stride, (top, left))
+        y = F.conv2d(x, weight, self.bias(), conv_stride(node), (top, left), node.dilation, node.groups)
         return y if (node.lo, node.hi) == (-math.inf, math.inf) else y.clamp(node.lo, node.hi)
 
 

@@ -41,22 +41,26 @@ def uniform(
 
     Args:
         weight: (c_out, n) real.
-        second: (n, n), positive definite, the damped covariance of the inputs; None: all inputs count the same and alone.
+        second: (n, n), positive definite, the damped covariance of the inputs, or (c_out, n, n), one for each output channel; None: all
+            inputs count the same and alone.
         floor: (c_out,) smallest scales allowed.
 
     Shapes: returns (c_out, n) int8 within -(2**(bits-1)-1)..2**(bits-1)-1 and (c_out,) float32.
     """
     limit = 2 ** (bits - 1) - 1
-    importance = np.ones(weight.shape[1]) if second is None else np.diagonal(second)
+    importance = np.ones(weight.shape[1]) if second is None else np.diagonal(second, axis1=-2, axis2=-1)
     stored = usable_scale(best_scale(weight, importance, bits), floor)
     divided = weight / stored.astype(np.float64)[:, None]
     if second is None:
         return np.clip(np.rint(divided), -limit, limit).astype(np.int8), stored
+    if second.ndim == 3:
+        rows = [_round_with_feedback(row[None], own, limit) for row, own in zip(divided, second, strict=True)]
+        return np.concatenate(rows), stored
     return _round_with_feedback(divided, second, limit), stored
 
 
 def best_scale(weight: Float64, importance: Float64, bits: int) -> Float64:
-    """The scale (c_out,) of least squared rounding error, each input counting with its importance (n,)."""
+    """The scale (c_out,) of least squared rounding error, each input counting with its importance (n,) or (c_out, n)."""
     limit = 2 ** (bits - 1) - 1
     largest = np.abs(weight).max(axis=1)
     cost = np.full(len(weight), np.inf)

@@ -42,6 +42,7 @@ from kqgen.goal import Goal, goal_or_options
 from kqgen.image import build_image
 from kqgen.intgraph import IntGraph
 from kqgen.ir import Graph, Input
+from kqgen.kq_layers import with_runs
 from kqgen.loading import LoadedModel, load_model, with_examples
 from kqgen.lower import lower
 from kqgen.options import Codebook, Compression, Weights
@@ -50,7 +51,7 @@ from kqgen.planned import spelled
 from kqgen.post_training import quantise
 from kqgen.pt2 import load_pt2
 from kqgen.report import Report
-from kqgen.samples import DEFAULT_LIMIT, Samples, npz_shapes, read_samples
+from kqgen.samples import DEFAULT_LIMIT, Samples, misgivings, npz_shapes, read_samples
 from kqgen.simplify import simplify
 from kqgen.targets import ToolchainName, join_inputs, make_targets
 from kqgen.toolchain import find_toolchain
@@ -109,6 +110,7 @@ def compile(  # noqa: A001 - what users call it
     keep: Sequence[tuple[str, int]] = (),
     widths: Sequence[tuple[str, int]] = (),
     groups: Sequence[Sequence[str]] = (),
+    runs: Sequence[tuple[str, int]] = (),
     target_bits: float | None = None,
     target_bytes: int | None = None,
     seed: int = 0,
@@ -128,7 +130,7 @@ def compile(  # noqa: A001 - what users call it
         example_inputs: one tensor an input, (N, C, H, W) or (N, n); values do not matter.
         calibration: path of an .npz, an array, or an iterable of batches, as the module takes them.
         board: name, path of a board file, or a Board.
-        codebook, weights, keep, widths, groups, seed, reconstruct: see `Compression`.
+        codebook, weights, keep, widths, groups, runs, seed, reconstruct: see `Compression`.
         target_bits, target_bytes: see `Target`; either chooses codewords, widths, groups and, without `codebook`, the scope.
         optimise, forms: see `Planning`.
         name: C identifier of the network.
@@ -142,8 +144,8 @@ def compile(  # noqa: A001 - what users call it
     """
     target = board if isinstance(board, Board) else load_board(board)
     wish = goal_or_options(
-        weights, codebook, keep=keep, widths=widths, groups=groups, seed=seed, reconstruct=reconstruct, target_bits=target_bits,
-        target_bytes=target_bytes,
+        weights, codebook, keep=keep, widths=widths, groups=groups, runs=runs, seed=seed, reconstruct=reconstruct,
+        target_bits=target_bits, target_bytes=target_bytes,
     )
     tell("reading the model", 0.0)
     program = export_module(module, example_inputs)
@@ -201,6 +203,7 @@ def _compile(
     integers, warnings = compress(graph, samples, wish, tell, ranges)
     golden = quantised_inputs(integers, samples, GOLDEN_VECTORS)
     made = deliver(integers, board, golden, spelled(wish), program, out, compiler, tell, write_report, planning)
+    warnings = (*misgivings(samples), *warnings)
     return Compiled(program, made.plan, board, made.tree, made.report, warnings, out, allocation)
 
 
@@ -235,6 +238,7 @@ def compress(
 ) -> tuple[IntGraph, tuple[str, ...]]:
     """The integer graph of a simplified float graph, and warnings for the user; `ranges` where they are known already."""
     ranges = ranges or calibrate(graph, samples, tell)
+    graph = with_runs(graph, compression)
     quantised = quantise(graph, compression, samples, ranges, tell)
     tell("lowering to integers", 0.0)
     return lower(graph, ranges, quantised, compression.weights), quantised.warnings

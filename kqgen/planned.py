@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from kqgen.bits import CODEBOOK_BITS, packed_bytes
 from kqgen.ir import Conv2d, Graph, Input, Node, frozen_array
-from kqgen.kq_layers import Choice, choose, codebook_members, convolutions
+from kqgen.kq_layers import Choice, choose, codebook_members, convolutions, with_runs
 from kqgen.options import Codebook, Compression, index_bits
 
 REQUANT_BYTES = 7
@@ -93,6 +93,7 @@ def planned_bytes(graph: Graph, compression: Compression) -> Planned:
     Raises:
         InputError: `compression` names a layer that is not there.
     """
+    graph = with_runs(graph, compression)
     choices = choose(graph, compression)
     nodes = convolutions(graph)
     widths = dict(compression.widths)
@@ -131,7 +132,7 @@ def codebook_bytes(codewords: int, d: int) -> int:
 
 
 def kernels_of(node: Conv2d) -> int:
-    """Kernels of a layer, c_out * c_in."""
+    """Kernels of a layer: c_out * c_in, or its runs; c_out of a depthwise one."""
     return int(node.weight.shape[0] * node.weight.shape[1])
 
 
@@ -157,6 +158,7 @@ def spelled(compression: Compression) -> str:
         parts += ["--additive"] if book.additive else []
         parts += [f"--width {layer}={bits}" for layer, bits in compression.widths]
         parts += [f"--group {','.join(group)}" for group in compression.groups]
+        parts += [f"--run {layer}={length}" for layer, length in compression.runs]
         parts += [f"--seed {compression.seed}"]
     parts += [f"--reconstruct {compression.reconstruct}"] if compression.reconstruct else []
     parts += [f"--keep {layer}={bits}" for layer, bits in compression.keep]

@@ -28,7 +28,7 @@ from kqgen.intgraph import IntCodebook, KqWeights, UniformWeights, frozen
 from kqgen.ir import Conv2d, Graph, Input, frozen_array
 from kqgen.kq_blocks import reconstruct
 from kqgen.kq_fit import Solution, learn, pose, solve_in
-from kqgen.kq_layers import Choice, LayerWeights, Quantised, choose, codebook_members, distinct_kernels
+from kqgen.kq_layers import Choice, LayerWeights, Quantised, choose, codebook_members, distinct_kernels, with_runs
 from kqgen.kq_moments import WIDEST, Moments, best_weights, codes_of, collect, damped
 from kqgen.kq_simulate import Fitted
 from kqgen.kq_uniform import scale_floor, uniform, usable_scale
@@ -58,7 +58,7 @@ class _Book:
 
 
 def quantise(graph: Graph, compression: Compression, samples: Samples, ranges: Ranges, progress: Progress | None = None) -> Quantised:
-    """Stored weights for every Conv2d of a simplified graph.
+    """Stored weights for every Conv2d of a simplified graph, of which layers may be cut into runs already (see `with_runs`).
 
     Args:
         compression: what to index, how wide, and the seed; equal arguments give equal bytes.
@@ -72,6 +72,7 @@ def quantise(graph: Graph, compression: Compression, samples: Samples, ranges: R
     tell = progress or (lambda label, fraction: None)
     done = _BEFORE_RECONSTRUCTION if compression.reconstruct else 1.0
     before = _earlier(tell, done)
+    graph = with_runs(graph, compression)
     choices = {choice.layer: choice for choice in choose(graph, compression)}
     members = codebook_members(graph, choices.values())
     images = _images(graph, samples)

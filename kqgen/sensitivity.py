@@ -1,9 +1,10 @@
 """How much a network's outputs suffer from an error in one layer, measured on calibration images.
 
-Two figures a layer. `moments`: the covariance of the values that meet a kernel, one d x d block an input channel; errors of
-different kernels being next to uncorrelated, the expected error at the layer's output is the sum of what each kernel costs under its
-block. `importance`: the change of the network's outputs, relative to their variance, over the change of this layer's output, relative
-to its variance, when noise as large as a coarse codebook's is added to this layer's weights alone.
+Two figures a layer. `moments`: the covariance of the values that meet a kernel, one d x d block an input channel (a run of input
+channels where a layer is cut into runs; an output channel's own input in a depthwise layer); errors of different kernels being next to
+uncorrelated, the expected error at the layer's output is the sum of what each kernel costs under its block. `importance`: the change of
+the network's outputs, relative to their variance, over the change of this layer's output, relative to its variance, when noise as large
+as a coarse codebook's is added to this layer's weights alone.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 
 from kqgen.calibrate import Ranges
-from kqgen.floatexec import evaluate
+from kqgen.floatexec import conv_input, evaluate
 from kqgen.ir import Conv2d, Graph, Input, Node, frozen_array
+from kqgen.kq_moments import windows_of
+from kqgen.kq_runs import cut, lengths
 from kqgen.post_training import fake_quantise
 from kqgen.samples import Samples
 
@@ -43,20 +45,27 @@ class Sensitivity:
     """What is known of one layer.
 
     Attributes:
-        moments: (c_in, d, d) float64, positive definite.
+        moments: (c_in, d, d) float64, positive definite; of a depthwise layer (c_out, d, d).
         importance: > 0; 1 means that losing a share of the layer's output power loses the same share of the network's.
         gain: 0..1, the part of the error that is left when each kernel's error is handed on to those not yet decided (kqgen.kq_fit).
+        cuts: (run length, the same of the layer cut into such runs) where it can be.
     """
 
     moments: Float64
     importance: float
     gain: float = 1.0
+    cuts: tuple[tuple[int, Sensitivity], ...] = ()
+
+    def of(self, node: Conv2d) -> Sensitivity:
+        """What is known of the layer as `node` has it, cut into runs or not."""
+        return dict(self.cuts).get(node.run, self)
 
 
 def plain(node: Conv2d) -> Sensitivity:
     """Without images: every weight counts the same, and every layer."""
-    c_in, d = node.weight.shape[1], node.kernel[0] * node.kernel[1]
-    return Sensitivity(np.tile(np.eye(d), (c_in, 1, 1)), 1.0)
+    blocks, d = node.weight.shape[0 if node.depthwise else 1], node.kernel[0] * node.kernel[1]
+    cuts = tuple((run, plain(cut(node, run))) for run in lengths(node))
+    return Sensitivity(np.tile(np.eye(d), (blocks, 1, 1)), 1.0, cuts=cuts)
 
 
 def measure(graph: Graph, samples: Samples, ranges: Ranges | None, seed: int, progress: Progress) -> dict[str, Sensitivity]:
@@ -73,17 +82,26 @@ def measure(graph: Graph, samples: Samples, ranges: Ranges | None, seed: int, pr
     for number, node in enumerate(layers):
         progress(f"weighing {node.path or node.name}", number / len(layers))
         rng = np.random.default_rng([seed % 2**64, *node.name.encode()])
-        patches = _patches(node, maps[node.inputs[0]])
-        out[node.name] = Sensitivity(_moments(patches), _importance(graph, node, maps, ranges, rng), _gain(patches))
+        importance = _importance(graph, node, maps, ranges, rng)
+        x = maps[node.inputs[0]]
+        cuts = tuple((run, _known(cut(node, run), x, importance)) for run in lengths(node))
+        out[node.name] = replace(_known(node, x, importance), cuts=cuts)
     return out
 
 
+def _known(node: Conv2d, x: torch.Tensor, importance: float) -> Sensitivity:
+    patches = _patches(node, x)
+    if not node.depthwise:
+        return Sensitivity(_moments(patches), importance, _gain(patches))
+    # Kernels of a depthwise layer do not meet in any output: no error can be handed on.
+    each = len(node.weight) // len(patches)
+    return Sensitivity(np.repeat(_moments(patches), each, axis=0), importance)
+
+
 def _patches(node: Conv2d, x: torch.Tensor) -> torch.Tensor:
-    """What lies under each input channel's kernel, means taken out, (c_in, n, d) float64; n evenly spaced places of x (N, c_in, h, w)."""
-    top, bottom, left, right = node.padding
+    """What lies under each input channel's kernel, means taken out, (c_in, n, d) float64; n evenly spaced places of x (N, c, h, w)."""
     offset = 0.0 if node.input_offset is None else torch.from_numpy(node.input_offset.copy())[:, None, None]
-    padded = F.pad(x - offset, (left, right, top, bottom))
-    windows = padded.unfold(2, node.kernel[0], node.stride[0]).unfold(3, node.kernel[1], node.stride[1])
+    windows = windows_of(node, conv_input(node, x - offset))
     c_in, rows, columns = windows.shape[1], windows.shape[2], windows.shape[3]
     d = node.kernel[0] * node.kernel[1]
     places = len(x) * rows * columns

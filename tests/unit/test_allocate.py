@@ -116,7 +116,8 @@ def test_fully_connected_layers_are_narrowed_only_for_bytes() -> None:
     rng = np.random.default_rng(0)
     wide = graph_of_weights("net", [("conv", rng.normal(size=(16, 16, 3, 3)), False), ("fc", rng.normal(size=(64, 512, 1, 1)), True)])
     assert planned_bytes(wide, plainly(Target(bits_per_weight=4.0), graph=wide).compression).layers[1].bits == 8
-    assert planned_bytes(wide, plainly(Target(table_bytes=20_000), graph=wide).compression).layers[1].bits == 4
+    narrow = planned_bytes(wide, plainly(Target(table_bytes=20_000), graph=wide).compression).layers[1]
+    assert 8 * narrow.stored_bytes <= 4 * narrow.weights
 
 
 def test_weights_alone_are_enough() -> None:

@@ -155,8 +155,8 @@ def test_scopes(scope: str) -> None:
 
 def test_layers_that_are_not_indexed_say_why() -> None:
     graph = chain((8, 3, 3), (24, 3, 3), (32, 1, 1), (24, 3, 3))
-    result = quantised(graph, kq(32))
-    for name, reason in (("c2", "1x1 kernel"), ("fc", "fully connected")):
+    result = quantised(graph, kq(32, runs=(("c2", 0), ("net.fc", 0))))
+    for name, reason in (("c2", "1x1 kernel, uniform as asked"), ("fc", "fully connected, uniform as asked")):
         layer = result.layer(name)
         assert isinstance(layer.weights, UniformWeights)
         assert (layer.weights.bits, layer.reason) == (8, reason)
@@ -280,10 +280,10 @@ def test_dense_weights_follow_the_map() -> None:
     """A fully connected layer on a (c, h, w) map: the stored order is row, column, channel (SPEC 4.5)."""
     rng = np.random.default_rng(0)
     dense = conv("fc", "x", (6, 1, 1), weights(rng, 6, 3, 4, 5), lo=-np.inf, dense=True, padding=ir.NO_PADDING)
-    result = quantised(ir.Graph("net", (ir.Input("x", "", (), (3, 4, 5)), dense), ("fc",)), kq(8))
-    flat = result.layer("fc").dense_weights()
-    assert flat.values.shape == (6, 1, 1, 60)
-    real = flat.values[:, 0, 0].reshape(6, 4, 5, 3).transpose(0, 3, 1, 2) * result.layer("fc").weight_scale[:, None, None, None]
+    result = quantised(ir.Graph("net", (ir.Input("x", "", (), (3, 4, 5)), dense), ("fc",)), kq(8, runs=(("fc", 0),)))
+    stored = result.layer("fc").weights
+    assert isinstance(stored, UniformWeights)
+    real = stored.values.reshape(6, 60).reshape(6, 4, 5, 3).transpose(0, 3, 1, 2) * result.layer("fc").weight_scale[:, None, None, None]
     assert np.array_equal(real, result.real_weights("fc"))
 
 

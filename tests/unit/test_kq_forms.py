@@ -116,10 +116,14 @@ def test_a_width_speaks_for_indexing_a_small_layer() -> None:
         ({"widths": (("net.c9", 4),)}, ("net.c9", "net.c1", "--width")),
         ({"widths": (("net.c1", 4), ("c1", 5))}, ("net.c1", "two widths")),
         ({"widths": (("c1", 4),), "keep": (("c1", 8),)}, ("net.c1", "kept at 8 bits", "--width")),
-        ({"widths": (("fc", 4),)}, ("net.fc", "fully connected")),
+        ({"widths": (("fc", 4),), "runs": (("net.fc", 0),)}, ("net.fc", "fully connected")),
+        ({"widths": (("fc", 1),)}, ("net.fc", "fully connected", "too few")),
+        ({"runs": (("net.c9", 4),)}, ("net.c9", "net.c1", "--run")),
+        ({"runs": (("net.c1", 4),)}, ("net.c1", "3x3", "--run net.c1=0")),
+        ({"runs": (("net.fc", 2), ("fc", 4))}, ("fc", "two lengths", "--run")),
         ({"groups": (("c1", "c7"),)}, ("c7", "net.c1")),
         ({"groups": (("c1", "c2"), ("net.c1", "c3"))}, ("net.c1", "two groups")),
-        ({"groups": (("c1", "fc"),)}, ("c1", "fc", "3x3", "1x1")),
+        ({"groups": (("c1", "fc"),)}, ("c1", "fc", "3x3", "runs of 2")),
     ],
 )  # fmt: skip
 def test_what_cannot_hold_is_refused_by_layer(more: dict[str, Any], words: tuple[str, ...]) -> None:
