@@ -41,7 +41,6 @@ ToolchainChoice = Literal["gcc", "zig"] | None
 EXIT_BUG = 70
 _EXIT_INTERRUPTED = 130
 _EXIT_TERMINATED = 143
-GRAPH_SUFFIXES = (".kq.safetensors", ".kqgen.safetensors")
 _IMAGES_DO = "numpy.savez('images.npz', images=array), array float32 (N, C, H, W) as the PyTorch module takes it"
 
 
@@ -99,8 +98,9 @@ def compile(  # noqa: A001 - the command is called so
 ) -> None:  # fmt: skip
     """Compile MODEL into a folder of C for a board.
 
-    MODEL is a .pt2 file (torch.export.save), package.module:factory, or a .kq.safetensors that training saved. A factory is your own
-    code and is run; the files are data and run nothing.
+    MODEL is a .pt2 file (torch.export.save), a .tflite, package.module:factory, or a .kq.safetensors that training saved. A factory is
+    your own code and is run; the files are data and run nothing. An int8 .tflite with --weights int8 is compiled as it is, its own
+    scales and its results kept to the bit; else it is dequantised.
 
     \b
     kqgen compile net.pt2 --board nucleo-g0b1re --calibration images.npz --out firmware
@@ -113,7 +113,7 @@ def compile(  # noqa: A001 - the command is called so
     from kqgen.console_allocation import show_allocation  # noqa: PLC0415
 
     with console.progress_bar(console.make_console(stderr=True), "compiling") as tell:
-        if model.endswith(GRAPH_SUFFIXES):
+        if pipeline.holds_integers(model, wish):
             _refuse_choices(model)
             result = pipeline.compile_integers(
                 Path(model), board=target, calibration=calibration, name=name, out=out,
@@ -209,8 +209,9 @@ def ops_command() -> None:
 def _refuse_choices(model: str) -> None:
     """Trained integers are compiled as they are: whoever chooses how weights are stored expects that to happen."""
     context = click.get_current_context()
+    taken_over = model.endswith(".tflite")
     for name in ("state", *CHOICES):
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+        if (name != "weights" or not taken_over) and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             option = "--" + (name.removesuffix("s") if name in ("widths", "groups") else name.replace("_", "-"))
             raise InputError(
                 f"{model} holds integers already: nothing is left to choose", found=option, wanted="no options about weights",

@@ -1,4 +1,4 @@
-"""Finds the model that the user names: a .pt2 file, or a Python factory with a file of weights."""
+"""Finds the model that the user names: a file of PyTorch's or of another framework, or a Python factory with a file of weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pickle
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,9 @@ import torch
 from torch.export import ExportedProgram
 
 from kqgen.errors import InputError
+from kqgen.onnx_import import load_onnx
 from kqgen.pt2 import load_pt2
+from kqgen.tflite_module import module_from_tflite
 
 _COUNTERS = ".num_batches_tracked"
 _SHOWN = 4
@@ -43,7 +45,7 @@ class LoadedModel:
 
 
 def load_model(spec: str, state: Path | None = None) -> LoadedModel:
-    """The model that `spec` names: the path of a .pt2, or `package.module:factory`, imported from the working directory too.
+    """The model that `spec` names: the path of a .pt2, .onnx or .tflite, or `package.module:factory`, imported from here too.
 
     A factory is the user's own code and is run: factory() returns a torch.nn.Module or (module, example_inputs). `state` is a file
     of weights for it: .safetensors, or .pt/.pth of tensors only (a state dict, or one under the key "state_dict").
@@ -57,11 +59,15 @@ def load_model(spec: str, state: Path | None = None) -> LoadedModel:
                 f"{spec} brings its weights along", found=f"--state {state}", wanted="no --state", do="leave --state out, or name a factory"
             )
         return LoadedModel(name=Path(spec).stem, program=load_pt2(Path(spec)))
+    if spec.endswith(".tflite"):
+        return _from_file(spec, state, module_from_tflite)
+    if spec.endswith(".onnx"):
+        return _from_file(spec, state, load_onnx)
     source, colon, attribute = spec.partition(":")
     if not colon or not source or not attribute:
         raise InputError(
             f"cannot tell what model {spec!r} is",
-            wanted="a file ending in .pt2, or package.module:factory",
+            wanted="a file ending in .pt2, .onnx or .tflite, or package.module:factory",
             do="torch.export.save(torch.export.export(model.eval(), example_inputs), 'net.pt2')",
         )
     made = _build(spec, source, attribute)
@@ -79,6 +85,18 @@ def load_model(spec: str, state: Path | None = None) -> LoadedModel:
     if state is not None:
         _load_state(module, state)
     return LoadedModel(name=attribute.rpartition(".")[2], module=module, example_inputs=examples)
+
+
+def _from_file(
+    spec: str, state: Path | None, read: Callable[[Path], tuple[torch.nn.Module, tuple[torch.Tensor, ...]]]
+) -> LoadedModel:
+    """A model that a file of another framework holds, read as a module."""
+    if state is not None:
+        raise InputError(
+            f"{spec} brings its weights along", found=f"--state {state}", wanted="no --state", do="leave --state out, or name a factory"
+        )
+    module, examples = read(Path(spec))
+    return LoadedModel(name=Path(spec).stem, module=module, example_inputs=examples)
 
 
 def with_examples(model: LoadedModel, shapes: Sequence[Sequence[int]]) -> LoadedModel:

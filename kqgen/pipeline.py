@@ -31,10 +31,7 @@ from kqgen.compare import FloatAgreement, float_agreement
 from kqgen.deliver import GOLDEN_VECTORS, deliver, drawn_inputs, quantised_inputs, write_for
 from kqgen.emit import SourceTree
 from kqgen.errors import InputError
-from kqgen.firmware import (
-    Firmware,
-    check_replaceable,
-)
+from kqgen.firmware import GRAPH_SUFFIXES, Firmware, check_replaceable
 from kqgen.floatmodel import float_outputs
 from kqgen.frontend import export_module, import_exported
 from kqgen.frontend_names import c_identifier
@@ -54,10 +51,13 @@ from kqgen.report import Report
 from kqgen.samples import DEFAULT_LIMIT, Samples, misgivings, npz_shapes, read_samples
 from kqgen.simplify import simplify
 from kqgen.targets import ToolchainName, join_inputs, make_targets
+from kqgen.tflite_integers import integers_of, is_int8
+from kqgen.tflite_read import read_tflite
 from kqgen.toolchain import find_toolchain
 from kqgen.verify import Target, TargetResult, Tensors, VerifyReport, reference_outputs, summarise, verify_target
 from kqgen.views_text import check_model_name
 
+TFLITE_SUFFIX = ".tflite"
 RECONSTRUCTION_IMAGES = 2048
 """Calibration images taken when all layers are refined together, at most; few would be learned by heart."""
 FLOAT_INPUTS = 256
@@ -207,11 +207,18 @@ def _compile(
     return Compiled(program, made.plan, board, made.tree, made.report, warnings, out, allocation)
 
 
+def holds_integers(model: str, wish: Goal | Compression) -> bool:
+    """Whether `model` is compiled by `compile_integers`: a file of integers, or an int8 .tflite whose weights shall stay int8."""
+    if model.endswith(TFLITE_SUFFIX):
+        return isinstance(wish, Compression) and wish.weights == "int8" and is_int8(read_tflite(Path(model)))
+    return model.endswith(GRAPH_SUFFIXES)
+
+
 def compile_integers(
     path: Path, *, board: Board, calibration: Path | None = None, name: str | None, out: Path, build: bool, toolchain: ToolchainName,
     tell: Tell = _silent, write_report: bool = True, planning: Planning | None = None,
 ) -> Compiled:  # fmt: skip
-    """Compiles a file of integers: what training saved, or what an earlier compilation kept.
+    """Compiles a file of integers: what training saved, what an earlier compilation kept, or an int8 .tflite as it is.
 
     Args:
         calibration: inputs for the self-test, as the float module took them; without them codes are drawn.
@@ -223,7 +230,7 @@ def compile_integers(
     if name is not None:
         _check_name(name)
     check_replaceable(out)
-    graph, _ = store.read(path)
+    graph = integers_of(read_tflite(path), c_identifier(path.stem)) if path.suffix == TFLITE_SUFFIX else store.read(path)[0]
     graph = replace(graph, name=name or graph.name)
     compiler = find_toolchain(toolchain) if build and not board.core.is_host else None
     golden = drawn_inputs(graph)
