@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from kqgen.net import Net, load
+    from kqgen.onnx_import import load_onnx
     from kqgen.options import Codebook
     from kqgen.pipeline import Compiled, compile  # noqa: A004 - what users call it
 
@@ -38,6 +39,7 @@ _HOMES = {
     "UnsupportedError": "errors",
     "compile": "pipeline",
     "load": "net",
+    "load_onnx": "onnx_import",
 }
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "compile",
     "kq",
     "load",
+    "load_onnx",
 ]
 
 

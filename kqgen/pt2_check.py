@@ -15,7 +15,7 @@ from typing import Any
 
 from kqgen.errors import InputError
 
-_PLAIN = re.compile(r"[\w.+\-]{0,300}", re.ASCII)
+_PLAIN = re.compile(r"[\w.+\-/]{0,300}", re.ASCII)
 _NAME = re.compile(r"\w{1,300}", re.ASCII)
 _STACK = re.compile(r"[^\x00-\x1f]{0,20000}")
 _TARGET = re.compile(r"torch\.ops\.(aten|prims|higher_order)\.\w+(\.\w+)?|(_operator|math)\.\w+|torch\.sym_\w+", re.ASCII)

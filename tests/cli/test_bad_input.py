@@ -137,7 +137,7 @@ def test_models_that_are_none(work: Path, inputs: Path, tmp_path: Path) -> None:
     (tmp_path / "text.pt2").write_text("no zip", encoding="utf-8")
     refused(compile_into(work, inputs, model=tmp_path / "text.pt2"), 2, "text.pt2 is no .pt2", "torch.export.save")
     refused(compile_into(work, inputs, model=tmp_path / "none.pt2"), 2, "no such file")
-    refused(compile_into(work, inputs, model="net.onnx"), 2, "cannot tell what model 'net.onnx' is", "package.module:factory")
+    refused(compile_into(work, inputs, model="net.h5"), 2, "cannot tell what model 'net.h5' is", ".onnx", "package.module:factory")
     refused(compile_into(work, inputs, model="cli.tinynet:nothing"), 2, "cli.tinynet has no nothing", "TinyNet")
     refused(compile_into(work, inputs, model="no_such_package:make"), 2, "cannot import no_such_package")
     refused(compile_into(work, inputs, model="cli.tinynet:images"), 2, "made no model", "ndarray")
