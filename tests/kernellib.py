@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import cffi
+import mapcases
 import numpy as np
 from kernelcases import (
     Array,
@@ -69,6 +70,13 @@ static void probe_bits(const uint8_t *table, uint32_t entry, uint32_t bits, size
     }
 }
 
+static void probe_product(size_t count, const int32_t *a, const int32_t *b, int32_t *out)
+{
+    for (size_t i = 0; i < count; ++i) {
+        out[i] = kq_product_q31(a[i], b[i], 0x4000u);
+    }
+}
+
 static int32_t probe_signed(uint32_t value, uint32_t bits)
 {
     return kq_sign_extend(value, bits);
@@ -81,6 +89,7 @@ void free(void *pointer);
 void *memcpy(void *to, const void *from, size_t size);
 void probe_scale(size_t count, const int32_t *acc, const int16_t *m, const uint8_t *s, const uint8_t *a, int32_t *out);
 void probe_bits(const uint8_t *table, uint32_t entry, uint32_t bits, size_t count, uint16_t *out);
+void probe_product(size_t count, const int32_t *a, const int32_t *b, int32_t *out);
 int32_t probe_signed(uint32_t value, uint32_t bits);
 #define KQ_RUNTIME_VERSION ...
 """
@@ -103,7 +112,7 @@ def build(folder: Path, flags: Sequence[str]) -> None:
     ffi.set_source(NAME, _PROBES)
     ffi.emit_c_code(str(folder / f"{NAME}.c"))
     sources = sorted(str(path) for path in RUNTIME.glob("*.c"))
-    common = [*compiler.compiler, "-fPIC", *flags, "-I", str(RUNTIME)]
+    common = [*compiler.compiler, "-fPIC", "-DKQ_WITH_TFLITE=1", *flags, "-I", str(RUNTIME)]
     run_tool([*common, *STRICT_FLAGS, "-c", *sources], cwd=folder, what="compiling the runtime", kind=compiler.kind)
     python = sysconfig.get_paths()["include"]
     objects = [f"{Path(source).stem}.o" for source in sources]
@@ -263,6 +272,11 @@ def main(folder: str) -> None:
         for way in ways(case):
             if not np.array_equal(kernels.conv(case, way), wanted):
                 sys.exit(f"{way} differs on {case.label}")
+            runs += 1
+    for each in mapcases.cases():
+        for over in (None, *each.over):
+            if not np.array_equal(mapcases.run(kernels, each, over), each.wanted):
+                sys.exit(f"{each.function} differs on {each.label}")
             runs += 1
     sys.stdout.write(f"{runs} runs\n")
 

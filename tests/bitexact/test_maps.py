@@ -122,33 +122,6 @@ def test_clamp(kernels: Kernels, lo: int, hi: int, in_place: bool) -> None:
     np.testing.assert_array_equal(found, np.minimum(np.maximum(x, lo), hi))
 
 
-@pytest.mark.parametrize(
-    ("shape", "start", "step", "size", "before", "after"),
-    [
-        ((8, 6, 4), (0, 0), (2, 2), (4, 3), 2, 2),
-        ((7, 9, 3), (1, 2), (3, 1), (2, 7), 0, 5),
-        ((5, 5, 1), (0, 0), (1, 1), (5, 5), 4, 0),
-        ((4, 4, 17), (3, 3), (1, 1), (1, 1), 0, 0),
-        ((6, 6, 3), (0, 1), (5, 2), (2, 2), 300, 1),
-    ],
-)
-def test_slice_pad(kernels: Kernels, shape: tuple[int, int, int], start: Pair, step: Pair, size: Pair, before: int, after: int) -> None:
-    x = inputs(np.random.default_rng(before), shape, "any")
-    channels = before + shape[2] + after
-    wanted = np.full((*size, channels), -77, np.int8)
-    for y, column in product(range(size[0]), range(size[1])):
-        wanted[y, column, before : before + shape[2]] = x[start[0] + y * step[0], start[1] + column * step[1]]
-    fields = {
-        "h_in": shape[0], "w_in": shape[1], "c_in": shape[2], "h_out": size[0], "w_out": size[1], "c_out": channels, "start_h": start[0],
-        "start_w": start[1], "step_h": step[0], "step_w": step[1], "c_before": before, "pad_value": -77,
-    }  # fmt: skip
-    with kernels.memory() as place:
-        output = place(bytes(wanted.size), "int8_t *", 1)
-        kernels.lib.kq_slice_pad_s8(kernels.ffi.new("kq_slice_pad *", fields), place(x.tobytes(), "int8_t *", 3), output)
-        found = np.frombuffer(kernels.ffi.buffer(output, wanted.size), np.int8).reshape(wanted.shape).copy()
-    np.testing.assert_array_equal(found, wanted)
-
-
 @pytest.mark.parametrize("size", [0, 1, 2, 255, 4096])
 def test_crc32_is_that_of_zlib(kernels: Kernels, size: int) -> None:
     data = np.random.default_rng(size).integers(0, 256, size).astype(np.uint8).tobytes()
