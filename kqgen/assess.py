@@ -13,6 +13,7 @@ from kqgen.floatmodel import float_outputs
 from kqgen.frontend import import_exported
 from kqgen.fuse import split
 from kqgen.net import load
+from kqgen.prune_float import narrowed
 from kqgen.pt2 import load_pt2
 from kqgen.samples import LABELS, read_labels, read_samples
 from kqgen.simplify import simplify
@@ -34,6 +35,8 @@ def assess(network: Network, inputs: Path, *, model: Path | None = None, limit: 
     tell("reading the model", 0.0)
     program = load_pt2(stored)
     original = simplify(import_exported(program, graph.name))
+    if network.dead is not None:
+        original = narrowed(original, network.dead.rests, network.dead.twins)
     samples = read_samples(inputs, original, limit=limit)
     left_out: list[LeftOut] = []
     labels = None

@@ -96,8 +96,8 @@ def planning_options(function: F) -> F:
     """Gives a command the options of planning; it receives them as one argument, `planning`."""
 
     @functools.wraps(function)
-    def command(*arguments: Any, optimise: Optimise, forms: tuple[str, ...], **others: Any) -> Any:
-        return function(*arguments, planning=Planning(optimise, tuple(_layer_form(entry) for entry in forms)), **others)
+    def command(*arguments: Any, optimise: Optimise, forms: tuple[str, ...], keep_dead: bool, **others: Any) -> Any:
+        return function(*arguments, planning=Planning(optimise, tuple(_layer_form(entry) for entry in forms), keep_dead), **others)
 
     out: Any = command
     for option in reversed(_PLANNING):
@@ -115,6 +115,7 @@ _PLANNING = (
     click.option(
         "--form", "forms", multiple=True, metavar="LAYER=FORM", help=f"Run this layer in this form: {', '.join(FORMS)}; repeatable."
     ),
+    click.option("--keep-dead", is_flag=True, help="Keep channels and layers that no output depends on."),
 )  # fmt: skip
 
 

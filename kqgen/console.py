@@ -19,7 +19,7 @@ from rich.text import Text
 from kqgen.board import Board
 from kqgen.errors import KqgenError
 from kqgen.peer import NAME as PEER
-from kqgen.report import LayerReport, Report, grouped
+from kqgen.report import DeadReport, LayerReport, Report, grouped
 
 if TYPE_CHECKING:
     from kqgen.bench import BenchReport
@@ -165,6 +165,8 @@ def _summary(report: Report, board: Board) -> Iterator[tuple[str, str]]:
     built = flash.total is not None
     parts = f"tables {kilobytes(flash.tables)}" + (f"  code {kilobytes(flash.code)}" if built else "")
     yield "flash", (f"{kilobytes(flash.total)} KB{of_flash}   {parts}" if built else f"{parts} KB{of_flash}, code not built") + int8
+    if report.dead is not None and (report.dead.channels or report.dead.layers):
+        yield "dead", _dead(report.dead, report)
     buffers = f"arena {kilobytes(ram.arena)} at {report.fullest}, input included  output {kilobytes(ram.output)}"
     known = ram.total if ram.total is not None else ram.arena + ram.output
     stack = f"  stack {kilobytes(ram.stack)}" if built else "  stack not built"
@@ -173,6 +175,15 @@ def _summary(report: Report, board: Board) -> Iterator[tuple[str, str]]:
     yield "bits/w", f"{indexed}{bits(widths.conv)} convolutions, {bits(widths.all)} all layers; codebooks and padding counted"
     if report.toolchain:
         yield "built", f"by {report.toolchain}"
+
+
+def _dead(dead: DeadReport, report: Report) -> str:
+    """What was removed, and what the tables are of those of int8 with and without it."""
+    parts = f"{dead.channels} channels, {grouped(dead.weights)} of {grouped(dead.of_weights)} weights removed"
+    before, after = dead.padded_int8_tables_bytes, dead.int8_tables_bytes
+    sizes = f"int8 tables {kilobytes(before)} with them, {kilobytes(after)} without"
+    of_both = f"; these are {report.flash_bytes.tables / before:.0%} and {report.flash_bytes.tables / after:.0%}"
+    return f"{parts}   {sizes}{of_both if report.weights == 'kq' else ''}"
 
 
 def show_written(console: Console, path: Path) -> None:

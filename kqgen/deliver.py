@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
-from kqgen import oracle, stack, store
+from kqgen import oracle, prune_record, stack, store
 from kqgen import report as reports
 from kqgen.board import Board
 from kqgen.capacity import check_capacity, needs, refusal
@@ -25,6 +25,7 @@ from kqgen.image import Image, build_image
 from kqgen.intgraph import IntGraph
 from kqgen.plan import Plan, Planning
 from kqgen.planner import make_plan
+from kqgen.prune_record import Dead, without_dead
 from kqgen.reorder import reorder
 from kqgen.report import Measured, Report
 from kqgen.samples import Samples
@@ -53,9 +54,9 @@ class Delivered:
 
 def deliver(
     integers: IntGraph, board: Board, golden: Tensors, options: str, program: ExportedProgram | None, out: Path | None,
-    compiler: Toolchain | None, tell: Tell, write_report: bool, planning: Planning | None = None,
+    compiler: Toolchain | None, tell: Tell, write_report: bool, planning: Planning | None = None, dead: Dead | None = None,
 ) -> Delivered:  # fmt: skip
-    """Plans, generates and, when `out` is given, writes and builds.
+    """Removes what is dead, plans, generates and, when `out` is given, writes and builds.
 
     Args:
         golden: inputs of the self-test, per input (N, h, w, c) int8.
@@ -63,24 +64,27 @@ def deliver(
         program: the float model, kept in the folder for comparison.
         compiler: None builds nothing.
         planning: what the user chose about forms and room.
+        dead: what was removed from the network before.
 
     Raises:
         CapacityError: it does not fit the board. ToolchainError: the compiler failed. Nothing has been written then.
     """
-    integers = reorder(fuse(integers))
     planning = planning or Planning()
+    if not planning.keep_dead:
+        integers, dead = without_dead(integers, dead)
+    integers = reorder(fuse(integers))
     plan = make_plan(integers, board, planning)
-    report = reports.build(plan, board, None)
+    report = reports.build(plan, board, None, dead)
     check_capacity(plan, board, report)
     tell("generating C", 0.0)
     tree = emit(plan, board, _golden(integers, golden), Meta(reports.GENERATOR, options))
     if out is None:
         return Delivered(plan, tree, report)
     with staged(out) as stage:
-        _write_sources(stage, tree, integers, planned_for(board, planning), board, program)
+        _write_sources(stage, tree, integers, {**planned_for(board, planning), **prune_record.record(dead)}, board, program)
         if compiler is not None:
             tell("building", 0.3)
-            report, image = build_report(stage, plan, board, compiler, stage.parent / "build")
+            report, image = build_report(stage, plan, board, compiler, stage.parent / "build", dead)
             check_capacity(plan, board, report)
             shutil.copyfile(image.path, stage / f"{integers.name}.elf")
         if write_report:
@@ -144,7 +148,9 @@ def _write_tree(folder: Path, tree: SourceTree) -> None:
         target.write_text(text, encoding="utf-8", newline="\n")
 
 
-def build_report(folder: Path, plan: Plan, board: Board, compiler: Toolchain, build_dir: Path) -> tuple[Report, Image]:
+def build_report(
+    folder: Path, plan: Plan, board: Board, compiler: Toolchain, build_dir: Path, dead: Dead | None = None
+) -> tuple[Report, Image]:
     """Builds the image of an output folder's sources and reports what it takes.
 
     Raises:
@@ -157,4 +163,4 @@ def build_report(folder: Path, plan: Plan, board: Board, compiler: Toolchain, bu
         raise refusal(plan, board, planned, needs(planned, board), error.found) from error
     bound = stack.worst_stack_of(image.elf, image.frames, image.api.run_function)
     measured = Measured(image.toolchain.title, image.code_bytes, image.tables_bytes, bound.bytes)
-    return reports.build(plan, board, measured), image
+    return reports.build(plan, board, measured, dead), image

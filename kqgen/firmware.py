@@ -18,13 +18,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kqgen import store
+from kqgen import prune_record, store
 from kqgen.board import Board, board_names, load_board, parse_board
 from kqgen.errors import InputError
 from kqgen.harness import IoBuffer, ModelApi
 from kqgen.intgraph import IntGraph
 from kqgen.plan import FORMS, OPTIMISE, Plan, Planning
 from kqgen.planner import make_plan
+from kqgen.prune_record import Dead
+from kqgen.views_project import defines
 
 GRAPH_SUFFIX = ".kqgen.safetensors"
 FLOAT_SUFFIX = ".pt2"
@@ -49,6 +51,7 @@ class Firmware:
         plan: the same plan the C was made with; planning is deterministic.
         board: the board it was compiled for.
         planning: what the user chose about forms and room.
+        dead: what was removed from the network; None when nothing was.
     """
 
     folder: Path
@@ -56,6 +59,7 @@ class Firmware:
     plan: Plan
     board: Board
     planning: Planning
+    dead: Dead | None = None
 
     @property
     def api(self) -> ModelApi:
@@ -94,10 +98,12 @@ class Network:
 
     Attributes:
         firmware: None for a file.
+        dead: what was removed from the network; None when nothing was.
     """
 
     graph: IntGraph
     firmware: Firmware | None
+    dead: Dead | None = None
 
 
 def json_bytes(content: Mapping[str, Any]) -> bytes:
@@ -124,6 +130,7 @@ def model_api(graph: IntGraph) -> ModelApi:
         graph.name,
         tuple(IoBuffer(tensor.name, tensor.size_bytes) for tensor in graph.inputs),
         tuple(IoBuffer(name, graph.tensor(name).size_bytes) for name in graph.outputs),
+        defines(graph),
     )
 
 
@@ -240,7 +247,7 @@ def open_firmware(folder: Path) -> Firmware:
     graph, extra = store.read(graphs[0])
     board = _stored_board(folder, str(extra.get("board")))
     planning = _stored_planning(extra, graphs[0].name)
-    return Firmware(folder, graph, make_plan(graph, board, planning), board, planning)
+    return Firmware(folder, graph, make_plan(graph, board, planning), board, planning, prune_record.read(extra, graphs[0].name))
 
 
 def planned_for(board: Board, planning: Planning) -> dict[str, object]:
@@ -267,7 +274,7 @@ def open_network(path: Path) -> Network:
     """
     if path.is_dir():
         firmware = open_firmware(path)
-        return Network(firmware.graph, firmware)
+        return Network(firmware.graph, firmware, firmware.dead)
     if not path.name.endswith(GRAPH_SUFFIXES):
         raise InputError(
             f"{path} is no network of kqgen",
@@ -275,7 +282,8 @@ def open_network(path: Path) -> Network:
             wanted=f"the folder that kqgen compile wrote, or a file *{' or *'.join(GRAPH_SUFFIXES)}",
             do=f"kqgen compile MODEL --board BOARD --calibration IMAGES.npz --out {path.stem or 'firmware'}",
         )
-    return Network(store.read(path)[0], None)
+    graph, extra = store.read(path)
+    return Network(graph, None, prune_record.read(extra, path.name))
 
 
 def _stored_board(folder: Path, name: str) -> Board:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
-from kqgen import oracle, store
+from kqgen import oracle, prune_record, store
 from kqgen.allocate import Allocation, settle
 from kqgen.bench import BenchReport, bench
 from kqgen.board import CORES, Board, bench_board, load_board, load_core
@@ -46,6 +46,7 @@ from kqgen.options import Codebook, Compression, Weights
 from kqgen.plan import Form, Optimise, Plan, Planning
 from kqgen.planned import spelled
 from kqgen.post_training import quantise
+from kqgen.prune_record import Dead, before_compression
 from kqgen.pt2 import load_pt2
 from kqgen.report import Report
 from kqgen.samples import DEFAULT_LIMIT, Samples, misgivings, npz_shapes, read_samples
@@ -117,6 +118,7 @@ def compile(  # noqa: A001 - what users call it
     reconstruct: int = 0,
     optimise: Optimise = "balanced",
     forms: Sequence[tuple[str, Form]] = (),
+    keep_dead: bool = False,
     name: str = "model",
     out: str | Path | None = None,
     build: bool = True,
@@ -132,7 +134,7 @@ def compile(  # noqa: A001 - what users call it
         board: name, path of a board file, or a Board.
         codebook, weights, keep, widths, groups, runs, seed, reconstruct: see `Compression`.
         target_bits, target_bytes: see `Target`; either chooses codewords, widths, groups and, without `codebook`, the scope.
-        optimise, forms: see `Planning`.
+        optimise, forms, keep_dead: see `Planning`.
         name: C identifier of the network.
         out: folder to write; None keeps the result in memory and builds nothing.
         build: False writes sources only.
@@ -149,7 +151,7 @@ def compile(  # noqa: A001 - what users call it
     )
     tell("reading the model", 0.0)
     program = export_module(module, example_inputs)
-    folder, planning = Path(out) if out is not None else None, Planning(optimise, tuple(forms))
+    folder, planning = Path(out) if out is not None else None, Planning(optimise, tuple(forms), keep_dead)
     return _compile(program, name, calibration, target, wish, folder, build, toolchain, tell, planning=planning)
 
 
@@ -196,13 +198,15 @@ def _compile(
     graph = simplify(import_exported(program, name))
     samples = read_samples(calibration, graph, limit=RECONSTRUCTION_IMAGES if wish.reconstruct else DEFAULT_LIMIT)
     ranges = calibrate(graph, samples, tell)
-    allocation = None
+    allocation, dead = None, None
+    if (isinstance(wish, Goal) or wish.weights == "kq") and not (planning or Planning()).keep_dead:
+        graph, dead = before_compression(graph, ranges)
     if isinstance(wish, Goal):
         allocation = settle(graph, wish, samples, ranges, tell)
         wish = replace(allocation.compression, reconstruct=wish.reconstruct)
     integers, warnings = compress(graph, samples, wish, tell, ranges)
     golden = quantised_inputs(integers, samples, GOLDEN_VECTORS)
-    made = deliver(integers, board, golden, spelled(wish), program, out, compiler, tell, write_report, planning)
+    made = deliver(integers, board, golden, spelled(wish), program, out, compiler, tell, write_report, planning, dead)
     warnings = (*misgivings(samples), *warnings)
     return Compiled(program, made.plan, board, made.tree, made.report, warnings, out, allocation)
 
@@ -230,14 +234,22 @@ def compile_integers(
     if name is not None:
         _check_name(name)
     check_replaceable(out)
-    graph = integers_of(read_tflite(path), c_identifier(path.stem)) if path.suffix == TFLITE_SUFFIX else store.read(path)[0]
+    graph, dead = _integers(path)
     graph = replace(graph, name=name or graph.name)
     compiler = find_toolchain(toolchain) if build and not board.core.is_host else None
     golden = drawn_inputs(graph)
     if calibration is not None:
         golden = quantised_inputs(graph, read_samples(calibration, _input_graph(graph)), GOLDEN_VECTORS)
-    made = deliver(graph, board, golden, "trained", None, out, compiler, tell, write_report, planning)
+    made = deliver(graph, board, golden, "trained", None, out, compiler, tell, write_report, planning, dead)
     return Compiled(None, made.plan, board, made.tree, made.report, (), out)
+
+
+def _integers(path: Path) -> tuple[IntGraph, Dead | None]:
+    """The integer graph of a file, and what was removed from it when it was made."""
+    if path.suffix == TFLITE_SUFFIX:
+        return integers_of(read_tflite(path), c_identifier(path.stem)), None
+    graph, extra = store.read(path)
+    return graph, prune_record.read(extra, path.name)
 
 
 def compress(

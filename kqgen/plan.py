@@ -25,15 +25,17 @@ ARENA_ALIGN_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class Planning:
-    """What a user may choose about the plan.
+    """What a user may choose about how the network is laid out.
 
     Attributes:
         optimise: see `Optimise`.
         forms: layers whose form is given instead of chosen: (node name or PyTorch module path, form).
+        keep_dead: leave channels and layers in place that no output depends on.
     """
 
     optimise: Optimise = "balanced"
     forms: tuple[tuple[str, Form], ...] = ()
+    keep_dead: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Dead structure: channels that no output depends on, or that hold one code whatever the input, leave the integer graph (SPEC 5.16).
+"""Dead structure: channels that no output depends on, or that hold one code whatever the input, leave the integer graph (SPEC 10).
 
 Which channels must stay is the least solution of what layers ask of the tensors they read and make: a convolution needs the channels
 that its own remaining outputs read with a weight other than zero, unless they are constant and add the same to every position;
@@ -62,15 +62,30 @@ class Removed:
     weights: int
 
 
-def prune(graph: IntGraph) -> tuple[IntGraph, Mapping[str, Kept]]:
-    """The graph without its dead structure, and what stays of each tensor of `graph`, by name.
+@dataclass(frozen=True, slots=True, eq=False)
+class Pruned:
+    """A network without its dead structure.
+
+    Attributes:
+        graph: what is left of it.
+        kept: what stays of each tensor, by name.
+        twins: layers that were the same as another one, and that one's name.
+    """
+
+    graph: IntGraph
+    kept: Mapping[str, Kept]
+    twins: Mapping[str, str]
+
+
+def prune(graph: IntGraph) -> Pruned:
+    """The graph without its dead structure.
 
     Args:
         graph: without additions inside convolutions (`fuse.split`).
     """
-    distinct = merged(graph)
+    distinct, twins = merged(graph)
     kept = survey(distinct)
-    return remove(distinct, kept), kept
+    return Pruned(remove(distinct, kept), kept, twins)
 
 
 def removed(before: IntGraph, after: IntGraph) -> Removed:
@@ -83,8 +98,11 @@ def removed(before: IntGraph, after: IntGraph) -> Removed:
     return Removed(*(old - new for old, new in zip(count(before), count(after), strict=True)))
 
 
-def merged(graph: IntGraph) -> IntGraph:
-    """The graph with every layer once: of two that compute the same from the same, and are not both outputs, one stays."""
+def merged(graph: IntGraph) -> tuple[IntGraph, Mapping[str, str]]:
+    """The graph with every layer once: of two that compute the same from the same, and are not both outputs, one stays.
+
+    Returns: the graph, and the name of the layer that stands for each that went.
+    """
     made: dict[tuple[object, ...], IntNode] = {}
     names: dict[str, str] = {}
     nodes: list[IntNode] = []
@@ -101,7 +119,7 @@ def merged(graph: IntGraph) -> IntGraph:
             names = {**{old: node.name if new == twin.name else new for old, new in names.items()}, twin.name: node.name}
             nodes = [replace(each, inputs=tuple(names.get(name, name) for name in each.inputs)) for each in nodes]
             made = {_meaning(each): each for each in nodes}
-    return replace(graph, nodes=tuple(nodes))
+    return replace(graph, nodes=tuple(nodes)), names
 
 
 _LABELS = ("name", "path", "sources", "reason", "weight_scale")

@@ -64,14 +64,26 @@ def dead(graph: Graph, ranges: Ranges) -> dict[str, Rest]:
     return rests(integers, survey(integers))
 
 
-def narrowed(graph: Graph, rest: Mapping[str, Rest]) -> Graph:
-    """The graph without the channels that `rest` leaves out, what they added in the next biases; layers without channels vanish."""
-    if not rest:
+def narrowed(graph: Graph, rest: Mapping[str, Rest], twins: Mapping[str, str] | None = None) -> Graph:
+    """The graph without the channels that `rest` leaves out, what they added in the next biases; layers without channels vanish.
+
+    Args:
+        twins: layers to leave out too, and those that stand for them.
+    """
+    if not rest and not twins:
         return graph
+    graph = _single(graph, twins or {})
     whole = {node.name: Rest(np.ones(node.shape[0], np.bool_), np.zeros(node.shape[0], np.float32)) for node in graph}
     every = {**whole, **rest}
     nodes = tuple(_narrowed(node, every) for node in graph if isinstance(node, Input) or every[node.name].mask.any())
     return replace(graph, nodes=nodes)
+
+
+def _single(graph: Graph, twins: Mapping[str, str]) -> Graph:
+    """The graph without twins; the layer that stands for one runs as early as that did."""
+    order = dict.fromkeys(twins.get(node.name, node.name) for node in graph)
+    nodes = (graph.node(name) for name in order)
+    return replace(graph, nodes=tuple(replace(node, inputs=tuple(twins.get(name, name) for name in node.inputs)) for node in nodes))
 
 
 def _narrowed(node: Node, rest: Mapping[str, Rest]) -> Node:

@@ -10,12 +10,29 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from kqgen import sizes
+from kqgen import sizes, views_maps
 from kqgen.board import Board
 from kqgen.compare import layer_labels
 from kqgen.errors import InternalError
-from kqgen.intgraph import IntAdd, IntAvgPool, IntClamp, IntConv2d, IntGraph, IntMaxPool, IntNode, IntSlicePad, KqWeights, Pair
+from kqgen.intgraph import (
+    IntAdd,
+    IntArgMax,
+    IntAssemble,
+    IntAvgPool,
+    IntClamp,
+    IntConv2d,
+    IntGraph,
+    IntLookup,
+    IntMaxPool,
+    IntMul,
+    IntNode,
+    IntSlicePad,
+    IntSoftmax,
+    KqWeights,
+    Pair,
+)
 from kqgen.plan import PlacedTensor, Plan, Step
+from kqgen.prune_record import Dead
 from kqgen.version import __version__
 
 SCHEMA = 1
@@ -97,10 +114,30 @@ class LayerReport:
 
 
 @dataclass(frozen=True, slots=True)
+class DeadReport:
+    """What was removed because no output depends on it, and what the network was before.
+
+    Attributes:
+        layers, channels, weights: removed.
+        of_weights: weights before.
+        int8_tables_bytes: what the tables of the network as it is would take with every weight in 8 bits.
+        padded_int8_tables_bytes: the same of the network before.
+    """
+
+    layers: int
+    channels: int
+    weights: int
+    of_weights: int
+    int8_tables_bytes: int
+    padded_int8_tables_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything known about a compiled network.
 
     Attributes:
+        dead: what was removed; None when nothing was looked for.
         fullest: the layer at which the arena is fullest.
         int8_tables_bytes: what the tables would take with every weight in 8 bits.
     """
@@ -116,6 +153,7 @@ class Report:
     macs: int
     codebooks: tuple[CodebookReport, ...]
     layers: tuple[LayerReport, ...]
+    dead: DeadReport | None
     fullest: str = dataclasses.field(metadata=IN_TABLES)
     int8_tables_bytes: int = dataclasses.field(metadata=IN_TABLES)
 
@@ -153,8 +191,8 @@ class Measured:
     stack_bytes: int
 
 
-def build(plan: Plan, board: Board, measured: Measured | None) -> Report:
-    """The report of a plan, with the figures of a build when there is one.
+def build(plan: Plan, board: Board, measured: Measured | None, dead: Dead | None = None) -> Report:
+    """The report of a plan, with the figures of a build when there is one, and of what was removed when that is known.
 
     Raises:
         InternalError: the build's tables are not as large as predicted.
@@ -185,7 +223,15 @@ def build(plan: Plan, board: Board, measured: Measured | None) -> Report:
         codebooks=tuple(CodebookReport(book.name, len(book.values), book.packed_bytes, book.stages) for book in graph.codebooks),
         layers=layers,
         fullest=labels[fullest_step(plan)],
-        int8_tables_bytes=_int8_tables_bytes(graph),
+        int8_tables_bytes=sizes.int8_tables_bytes(graph),
+        dead=None if dead is None else _dead(dead, graph),
+    )
+
+
+def _dead(dead: Dead, graph: IntGraph) -> DeadReport:
+    gone = dead.removed
+    return DeadReport(
+        gone.layers, gone.channels, gone.weights, dead.padded_weights, sizes.int8_tables_bytes(graph), dead.padded_int8_tables_bytes
     )
 
 
@@ -214,14 +260,6 @@ def live_bytes(plan: Plan, number: int) -> int:
     return used
 
 
-def _int8_tables_bytes(graph: IntGraph) -> int:
-    convs = [node for node in graph.nodes if isinstance(node, IntConv2d)]
-    wider = sum(node.weight_count - node.weights.packed_bytes for node in convs)
-    indexed = sum(isinstance(node.weights, KqWeights) for node in convs)
-    structs = indexed * (sizes.STRUCT_BYTES["kq_conv2d"] - sizes.STRUCT_BYTES["kq_conv2d_kq"])
-    return sizes.tables_bytes(graph) + wider + structs - sum(book.packed_bytes for book in graph.codebooks)
-
-
 def bits_per_weight(graph: IntGraph) -> BitsPerWeight:
     """Stored bits over weights; a network without such layers gives None."""
     books = 8 * sum(codebook.packed_bytes for codebook in graph.codebooks)
@@ -242,20 +280,25 @@ def op_title(node: IntNode) -> str:
     """The operator as a person writes it: `conv 3x3/2 16->32`."""
     match node:
         case IntConv2d():
-            name = "dense" if node.dense else f"conv {node.kernel[0]}x{node.kernel[1]}"
             added = "" if node.addend is None else " + add"
+            if node.dense:
+                return f"dense {node.in_shape[1] * node.in_shape[2]}->{node.output.c}{added}"
+            name = f"{'depthwise' if node.depthwise else 'conv'} {node.kernel[0]}x{node.kernel[1]}"
             return f"{name}{_stride(node.stride, (1, 1))} {node.in_shape[2]}->{node.output.c}{added}"
         case IntAvgPool() | IntMaxPool():
             kind = "avg pool" if isinstance(node, IntAvgPool) else "max pool"
             return f"{kind} {node.kernel[0]}x{node.kernel[1]}{_stride(node.stride, node.kernel)}"
         case IntAdd():
-            return "add"
+            return "add" if node.multiplier_b > 0 else "subtract"
         case IntClamp():
             return "clamp"
         case IntSlicePad():
             return "slice, pad"
         case _:
-            raise InternalError(f"no title for {type(node).__name__}")
+            title = views_maps.words(node)
+            if not title:
+                raise InternalError(f"no title for {type(node).__name__}")
+            return title
 
 
 def _stride(stride: Pair, usual: Pair) -> str:
@@ -297,4 +340,5 @@ def _layer(node: IntNode, label: str, step: Step, graph: IntGraph) -> LayerRepor
 def _op_name(node: IntNode) -> str:
     return {
         IntConv2d: "conv2d", IntAdd: "add", IntAvgPool: "avg_pool", IntMaxPool: "max_pool", IntClamp: "clamp", IntSlicePad: "slice_pad",
+        IntLookup: "lookup", IntMul: "mul", IntAssemble: "assemble", IntSoftmax: "softmax", IntArgMax: "argmax",
     }[type(node)]  # fmt: skip

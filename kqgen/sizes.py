@@ -9,7 +9,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kqgen.errors import InternalError
-from kqgen.intgraph import IntAdd, IntAvgPool, IntClamp, IntConv2d, IntGraph, IntMaxPool, IntNode, IntSlicePad, KqWeights
+from kqgen.intgraph import (
+    IntAdd,
+    IntArgMax,
+    IntAssemble,
+    IntAvgPool,
+    IntClamp,
+    IntConv2d,
+    IntGraph,
+    IntLookup,
+    IntMaxPool,
+    IntMeanWindow,
+    IntMul,
+    IntNode,
+    IntRescaledAdd,
+    IntSlicePad,
+    IntSoftmax,
+    KqWeights,
+)
 from kqgen.plan import Plan
 
 STRUCT_BYTES = {
@@ -18,7 +35,13 @@ STRUCT_BYTES = {
     "kq_add": 20,
     "kq_pool": 32,
     "kq_clamp": 8,
-    "kq_slice_pad": 20,
+    "kq_slice_pad": 22,
+    "kq_lookup": 12,
+    "kq_mul": 20,
+    "kq_rescaled_add": 32,
+    "kq_place": 28,
+    "kq_softmax": 12,
+    "kq_argmax": 8,
     "kq_rows": 12,
 }
 """Size of each runtime parameter struct where a pointer has 32 bits (SPEC 8); the generated C asserts them."""
@@ -30,9 +53,10 @@ class LayerSizes:
 
     Attributes:
         weights: packed weights or packed indices.
-        bias, multiplier, shift: the requantisation arrays, 4, 2 and 1 bytes an output channel.
+        bias, multiplier, shift: the requantisation arrays, 4, 2 (by rule `tflite` 4) and 1 bytes an output channel.
         pad_values: one byte an input channel, 0 when one value serves all of them.
-        struct: the runtime's parameter struct, and that of an addition done on the way.
+        struct: the runtime's parameter struct, that of an addition done on the way, or those of all parts of an assembly.
+        results: of a lookup one byte a value and table, of a softmax four bytes an exponential.
     """
 
     weights: int
@@ -41,6 +65,7 @@ class LayerSizes:
     shift: int
     pad_values: int
     struct: int
+    results: int = 0
 
     @property
     def requant(self) -> int:
@@ -50,7 +75,7 @@ class LayerSizes:
     @property
     def total(self) -> int:
         """All bytes of the layer."""
-        return self.weights + self.requant + self.pad_values + self.struct
+        return self.weights + self.requant + self.pad_values + self.struct + self.results
 
 
 def struct_name(node: IntNode) -> str:
@@ -63,12 +88,24 @@ def struct_name(node: IntNode) -> str:
             return "kq_conv2d_kq" if isinstance(node.weights, KqWeights) else "kq_conv2d"
         case IntAdd():
             return "kq_add"
-        case IntAvgPool() | IntMaxPool():
+        case IntAvgPool() | IntMaxPool() | IntMeanWindow():
             return "kq_pool"
+        case IntRescaledAdd():
+            return "kq_rescaled_add"
         case IntClamp():
             return "kq_clamp"
         case IntSlicePad():
             return "kq_slice_pad"
+        case IntLookup():
+            return "kq_lookup"
+        case IntMul():
+            return "kq_mul"
+        case IntAssemble():
+            return "kq_place"
+        case IntSoftmax():
+            return "kq_softmax"
+        case IntArgMax():
+            return "kq_argmax"
         case _:
             raise InternalError(f"layer {node.name}: the runtime has no parameters for {type(node).__name__}")
 
@@ -82,11 +119,13 @@ def layer_sizes(node: IntNode) -> LayerSizes:
     """Flash bytes of the constants of `node`."""
     struct = STRUCT_BYTES[struct_name(node)]
     if not isinstance(node, IntConv2d):
-        return LayerSizes(0, 0, 0, 0, 0, struct)
+        parts = len(node.parts) if isinstance(node, IntAssemble) else 1
+        results = node.table.nbytes if isinstance(node, IntLookup) else node.exponentials.nbytes if isinstance(node, IntSoftmax) else 0
+        return LayerSizes(0, 0, 0, 0, 0, parts * struct, results)
     pad_bytes = node.in_shape[2] if needs_pad_table(node) else 0
     c_out = node.output.c
     struct += STRUCT_BYTES["kq_add"] if node.addend is not None else 0
-    return LayerSizes(node.weights.packed_bytes, 4 * c_out, 2 * c_out, c_out, pad_bytes, struct)
+    return LayerSizes(node.weights.packed_bytes, 4 * c_out, node.requant.multiplier.nbytes, c_out, pad_bytes, struct)
 
 
 def jobs_bytes(plan: Plan) -> int:
@@ -97,3 +136,12 @@ def jobs_bytes(plan: Plan) -> int:
 def tables_bytes(graph: IntGraph) -> int:
     """Flash bytes of all layers and codebooks of `graph`."""
     return sum(layer_sizes(node).total for node in graph.nodes) + sum(codebook.packed_bytes for codebook in graph.codebooks)
+
+
+def int8_tables_bytes(graph: IntGraph) -> int:
+    """What `tables_bytes` would be with every weight in 8 bits."""
+    convs = [node for node in graph.nodes if isinstance(node, IntConv2d)]
+    wider = sum(node.weight_count - node.weights.packed_bytes for node in convs)
+    indexed = sum(isinstance(node.weights, KqWeights) for node in convs)
+    structs = indexed * (STRUCT_BYTES["kq_conv2d"] - STRUCT_BYTES["kq_conv2d_kq"])
+    return tables_bytes(graph) + wider + structs - sum(book.packed_bytes for book in graph.codebooks)

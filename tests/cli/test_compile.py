@@ -17,7 +17,7 @@ from kqgen.firmware import open_firmware
 
 REPORT_KEYS = {
     "schema", "model", "generator", "toolchain", "board", "weights", "bits_per_weight", "flash_bytes", "ram_bytes", "macs", "codebooks",
-    "layers",
+    "layers", "dead",
 }  # fmt: skip
 LAYER_KEYS = {"name", "op", "macs", "weight_bits", "bits_per_weight", "index_bits", "flash_bytes", "form", "reason"}
 
@@ -37,6 +37,7 @@ def test_the_report_has_the_documented_keys_and_no_others(compiled: Path) -> Non
     assert set(report) == REPORT_KEYS
     assert set(report["bits_per_weight"]) == {"kq", "conv", "all"}
     assert set(report["flash_bytes"]) == {"tables", "code", "total"}
+    assert set(report["dead"]) == {"layers", "channels", "weights", "of_weights", "int8_tables_bytes", "padded_int8_tables_bytes"}
     assert set(report["ram_bytes"]) == {"arena", "output", "stack", "total"}
     assert {frozenset(book) for book in report["codebooks"]} == {frozenset({"name", "codewords", "flash_bytes"})}
     assert {frozenset(layer) for layer in report["layers"]} == {frozenset(LAYER_KEYS)}

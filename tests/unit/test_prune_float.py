@@ -93,7 +93,8 @@ def test_the_int8_network_agrees(net: tuple[Graph, Samples, Ranges]) -> None:
     """What is removed from the float graph is what leaves its integers, and these stay equal in every bit."""
     graph, samples, ranges = net
     integers = rounded(graph, ranges)
-    after, kept = prune(integers)
+    pruned = prune(integers)
+    after, kept = pruned.graph, pruned.kept
     assert rests(integers, survey(integers)).keys() == dead(graph, ranges).keys()
     assert {name for name, each in kept.items() if not each.mask.all()} == dead(graph, ranges).keys()
     codes = {"x": oracle.input_codes(integers.inputs[0], samples.arrays[0])}
