@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from kqgen.intgraph import IntAdd, IntClamp, IntConv2d, IntGraph
+from kqgen.intgraph import IntAdd, IntClamp, IntConv2d, IntGraph, IntLookup, IntMul, IntRescaledAdd, IntSoftmax
 from kqgen.plan import ARENA_ALIGN_BYTES
 from kqgen.stream_jobs import Pattern
 
@@ -89,7 +89,9 @@ def _overwritable(node: object, streamed: bool) -> tuple[str, ...]:
     if isinstance(node, IntConv2d):
         same = node.in_shape == (node.output.h, node.output.w, node.output.c)
         return node.inputs if node.depthwise and same and node.dilation == (1, 1) and not streamed else ()
-    return node.inputs if isinstance(node, IntAdd | IntClamp) else ()
+    if isinstance(node, IntMul | IntRescaledAdd) and node.broadcast:
+        return node.inputs[:1]
+    return node.inputs if isinstance(node, IntAdd | IntClamp | IntLookup | IntMul | IntRescaledAdd | IntSoftmax) else ()
 
 
 @dataclass(frozen=True, slots=True)

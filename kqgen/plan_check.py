@@ -12,7 +12,19 @@ import numpy as np
 import numpy.typing as npt
 
 from kqgen.errors import InternalError
-from kqgen.intgraph import IntAdd, IntAvgPool, IntClamp, IntConv2d, IntMaxPool, IntNode
+from kqgen.intgraph import (
+    IntAdd,
+    IntAvgPool,
+    IntClamp,
+    IntConv2d,
+    IntLookup,
+    IntMaxPool,
+    IntMeanWindow,
+    IntMul,
+    IntNode,
+    IntRescaledAdd,
+    IntSoftmax,
+)
 from kqgen.plan import ARENA_ALIGN_BYTES, Job, Plan, Stream
 
 NOBODY = -1
@@ -152,7 +164,7 @@ def _run_job(machine: _Machine, job: Job, node: IntNode) -> None:
 
 def _first_row(plan: Plan, job: Job, node: IntNode) -> int:
     """The row of the input at which a job's window begins, when every tap falls on the same row or padding as in the whole map."""
-    if not isinstance(node, IntConv2d | IntAvgPool | IntMaxPool):
+    if not isinstance(node, IntConv2d | IntAvgPool | IntMaxPool | IntMeanWindow):
         raise InternalError(f"step {job.step} ({node.name}) cannot run some rows at a time")
     height, stride, pad_top = plan.graph.tensor(node.inputs[0]).h, node.stride[0], node.padding[0]
     first = max(0, job.row * stride - pad_top)
@@ -203,7 +215,9 @@ def _overwritten(node: IntNode) -> tuple[str, ...]:
     if isinstance(node, IntConv2d):
         alike = node.in_shape == (node.output.h, node.output.w, node.output.c) and node.dilation == (1, 1)
         return node.inputs if node.depthwise and alike and node.addend is None else node.inputs[1:]
-    return node.inputs if isinstance(node, IntAdd | IntClamp) else ()
+    if isinstance(node, IntMul | IntRescaledAdd) and node.broadcast:
+        return node.inputs[:1]
+    return node.inputs if isinstance(node, IntAdd | IntClamp | IntLookup | IntMul | IntRescaledAdd | IntSoftmax) else ()
 
 
 def _range(plan: Plan, offset: int, size_bytes: int, what: str) -> slice:

@@ -34,8 +34,12 @@ DIGEST_DIGITS = 12
 FUNCTIONS = ("run", "selftest", "tap")
 """What follows the model's name in its functions."""
 
-TABLE_SUFFIXES = ("", "_indices", "_weights", "_bias", "_multiplier", "_shift", "_pad_values", f"_{ADDEND}")
+TABLE_SUFFIXES = ("", "_indices", "_weights", "_bias", "_multiplier", "_shift", "_pad_values", f"_{ADDEND}", "_table", "_exponentials")
 """What may follow a layer's C name: nothing for its struct, else its tables."""
+
+LATER_FIELDS = ("depthwise", "dilation")
+"""Fields of the graph that count in its digest only where they say something: they came later than the first digests."""
+
 
 @dataclass(frozen=True, slots=True)
 class Meta:
@@ -184,7 +188,7 @@ def model_view(plan: Plan, board: Board, golden: Golden, meta: Meta, runtime_fil
         units=unit_views(plan, steps, _bases(plan, inputs, outputs)),
         groups=_groups(graph, idents, codebooks),
         selftest=selftest_view(plan, golden),
-        project=project_view(graph.name, board, runtime_files),
+        project=project_view(graph, board, runtime_files),
     )
 
 
@@ -203,6 +207,8 @@ def _feed(digest: Any, value: object) -> None:
     elif dataclasses.is_dataclass(value):
         digest.update(f"{type(value).__name__} ".encode())
         for field in dataclasses.fields(value):
+            if field.name in LATER_FIELDS and getattr(value, field.name) == field.default:
+                continue
             digest.update(f"{field.name} ".encode())
             _feed(digest, getattr(value, field.name))
     elif isinstance(value, tuple | frozenset):
@@ -341,8 +347,8 @@ def _layer_lines(plan: Plan) -> tuple[str, ...]:
 def _groups(graph: IntGraph, idents: Mapping[str, str], codebooks: Mapping[str, str]) -> tuple[TableGroupView, ...]:
     """All tables: codebooks, then layers in order."""
     books = tuple(codebook_table(codebooks[book.name], book, _users(graph, book.name)) for book in graph.codebooks)
-    convs = tuple(layer_tables(graph, idents[node.name], node, modules_text(node)) for node in graph.nodes if isinstance(node, IntConv2d))
-    return books + convs
+    layers = (layer_tables(graph, idents[node.name], node, modules_text(node)) for node in graph.nodes)
+    return books + tuple(group for group in layers if group is not None)
 
 
 def _users(graph: IntGraph, codebook: str) -> str:

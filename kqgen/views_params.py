@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from kqgen import fixed_tflite
 from kqgen.errors import InternalError
 from kqgen.index_check import index_misfit
 from kqgen.intgraph import (
@@ -18,6 +19,7 @@ from kqgen.intgraph import (
     IntConv2d,
     IntGraph,
     IntMaxPool,
+    IntMeanWindow,
     IntNode,
     IntSlicePad,
     KqWeights,
@@ -26,9 +28,14 @@ from kqgen.intgraph import (
     QTensor,
 )
 from kqgen.sizes import needs_pad_table
+from kqgen.views_maps import MapParams, map_params
 from kqgen.views_text import int32_literal, within
 
-UINT8, UINT16, INT8, COUNT = (0, 255), (0, 65535), (-128, 127), (1, 2**31 - 1)
+UINT8, UINT16, INT8, INT16, COUNT = (0, 255), (0, 65535), (-128, 127), (-32768, 32767), (1, 2**31 - 1)
+INT32 = (1 - 2**31, 2**31 - 1)
+
+BIAS = "bias"
+"""The field of `kq_pool` that takes a bias."""
 
 ADDEND = "addend"
 """What follows a layer's C name in that of the addition it does."""
@@ -66,9 +73,10 @@ class ConvTables:
 
 @dataclass(frozen=True, slots=True)
 class RequantParams:
-    """`kq_requant`: three table names and the scalars."""
+    """`kq_requant`: three table names and the scalars; `multiplier_field` is the field that takes the multipliers."""
 
     bias: str
+    multiplier_field: str
     multiplier: str
     shift: str
     sum: str
@@ -125,10 +133,11 @@ class AddParams:
 
 @dataclass(frozen=True, slots=True)
 class PoolParams:
-    """`kq_pool`; `bias` is a C literal. A maximum leaves bias, multiplier, shifts and zero point 0."""
+    """`kq_pool`; `bias` is a C literal for `bias_field`. A maximum leaves bias, multiplier, shifts and zero point 0."""
 
     template: str
     window: WindowParams
+    bias_field: str
     bias: str
     multiplier: int
     shift: int
@@ -168,7 +177,7 @@ class SlicePadParams:
     pad_value: int
 
 
-Params = Conv2dParams | Conv2dKqParams | AddParams | PoolParams | ClampParams | SlicePadParams
+Params = Conv2dParams | Conv2dKqParams | AddParams | PoolParams | ClampParams | SlicePadParams | MapParams
 
 
 def conv_tables(prefix: str, node: IntConv2d) -> ConvTables:
@@ -200,18 +209,21 @@ def params(graph: IntGraph, node: IntNode, tiling: tuple[int, int], prefix: str,
             return _add(node, node)
         case IntAvgPool():
             window = _window(node, (source.h, source.w, source.c), node.kernel, node.stride, node.padding, 0)
-            scale = _scale(node, node.multiplier, node.shift, node.acc_shift)
+            field, bias, scale = _mean_scale(node)
             pad_value = _fits(node, node.pad_value, INT8, "pad_value")
-            return PoolParams("params/pool.j2", window, int32_literal(node.bias), *scale, node.output.zero_point, lo, hi, pad_value)
-        case IntMaxPool():
+            return PoolParams("params/pool.j2", window, field, bias, *scale, node.output.zero_point, lo, hi, pad_value)
+        case IntMaxPool() | IntMeanWindow():
             window = _window(node, (source.h, source.w, source.c), node.kernel, node.stride, node.padding, 0)
-            return PoolParams("params/pool.j2", window, "0", 0, 0, 0, 0, lo, hi, 0)
+            return PoolParams("params/pool.j2", window, BIAS, "0", 0, 0, 0, 0, lo, hi, 0)
         case IntClamp():
             return ClampParams("params/clamp.j2", _count(node), lo, hi)
         case IntSlicePad():
             return _slice_pad(node, source)
         case _:
-            raise InternalError(f"layer {node.name}: the runtime has no parameters for {type(node).__name__}")
+            made = map_params(graph, node, prefix)
+            if made is None:
+                raise InternalError(f"layer {node.name}: the runtime has no parameters for {type(node).__name__}")
+            return made
 
 
 def addend_params(node: IntNode) -> AddParams | None:
@@ -223,8 +235,8 @@ def _add(node: IntNode, add: IntAdd | Addend) -> AddParams:
     return AddParams(
         template="params/add.j2",
         count=_count(node),
-        multiplier_a=_fits(node, add.multiplier_a, COUNT, "multiplier_a"),
-        multiplier_b=_fits(node, add.multiplier_b, COUNT, "multiplier_b"),
+        multiplier_a=_fits(node, add.multiplier_a, INT32, "multiplier_a"),
+        multiplier_b=_fits(node, add.multiplier_b, INT32, "multiplier_b"),
         bias=int32_literal(add.bias),
         shift=_fits(node, add.shift, (1, 20), "shift"),
         lo=_fits(node, node.lo, INT8, "clamp"),
@@ -236,10 +248,12 @@ def _conv(graph: IntGraph, node: IntConv2d, tiling: tuple[int, int], prefix: str
     tables, (tile, strip) = conv_tables(prefix, node), tiling
     window = _window(node, node.in_shape, node.kernel, node.stride, node.padding, tile)
     requant = node.requant
-    acc_shift = _fits(node, requant.acc_shift, (0, 15), "acc_shift")
+    twice = fixed_tflite.is_rule(requant.acc_shift)
+    acc_shift = requant.acc_shift if twice else _fits(node, requant.acc_shift, (0, 15), "acc_shift")
+    field = "multiplier_q31" if twice else "multiplier"
     made, lo, hi = node.result
     addend = "NULL" if node.addend is None else f"&{prefix}_{ADDEND}"
-    requant_params = RequantParams(tables.bias, tables.multiplier, tables.shift, addend, acc_shift, made.zero_point, lo, hi)
+    requant_params = RequantParams(tables.bias, field, tables.multiplier, tables.shift, addend, acc_shift, made.zero_point, lo, hi)
     pad_value = int(node.pad_values[0]) if tables.pad_values == "NULL" else 0
     stored = node.weights
     if not isinstance(stored, KqWeights):
@@ -274,9 +288,10 @@ def _slice_pad(node: IntSlicePad, source: QTensor) -> SlicePadParams:
         "params/slice_pad.j2",
         *_shape(node, (source.h, source.w, source.c)),
         *_shape(node, (node.output.h, node.output.w, node.output.c)),
-        *_bytes(node, *node.start, "start"),
+        _fits(node, node.start[0], INT16, "start"),
+        _fits(node, node.start[1], INT16, "start"),
         *_bytes(node, *node.step, "step"),
-        c_before=_fits(node, node.c_before, UINT16, "c_before"),
+        c_before=_fits(node, node.c_before, INT16, "c_before"),
         pad_value=_fits(node, node.pad_value, INT8, "pad_value"),
     )
 
@@ -292,6 +307,14 @@ def _window(
         *_bytes(node, padding[0], padding[2], "padding"),
         tile=_fits(node, tile, UINT16, "tile"),
     )
+
+
+def _mean_scale(node: IntAvgPool) -> tuple[str, str, tuple[int, int, int]]:
+    """A mean's (bias_field, bias, (multiplier, shift, acc_shift)): by SPEC 3.5 the multiplier takes the place of the bias."""
+    if not fixed_tflite.is_rule(node.acc_shift):
+        return BIAS, int32_literal(node.bias), _scale(node, node.multiplier, node.shift, node.acc_shift)
+    multiplier, shift = _fits(node, node.multiplier, (0, COUNT[1]), "multiplier"), _fits(node, node.shift, (1, 62), "shift")
+    return "multiplier_q31", str(multiplier), (0, shift, node.acc_shift)
 
 
 def _scale(node: IntNode, multiplier: int, shift: int, acc_shift: int) -> tuple[int, int, int]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kqgen.board import Board, Core
+from kqgen.intgraph import IntGraph
 
 _CMAKE_RESERVED = frozenset(("all", "clean", "edit_cache", "help", "install", "kq_runtime", "package", "rebuild_cache", "test"))
 
@@ -36,6 +37,8 @@ class ProjectView:
         runtime_sources: paths of the runtime's .c files.
         board: the board's name.
         board_title: the board as a person writes it.
+        defines: macros that model and runtime must be compiled with.
+        rule_call: the call that a runtime without them does not link with; may be empty.
         toolchain: for a board that is not the host; empty or one.
     """
 
@@ -43,16 +46,30 @@ class ProjectView:
     runtime_sources: tuple[str, ...]
     board: str
     board_title: str
+    defines: tuple[str, ...]
+    rule_call: str
     toolchain: tuple[ToolchainView, ...]
 
 
-def project_view(model: str, board: Board, runtime_files: Sequence[str]) -> ProjectView:
-    """The project around `model`; `runtime_files` are the runtime's paths inside the output folder."""
+RULE_FUNCTION = "kq_built_with_KQ_WITH_TFLITE"
+"""The runtime's function that generated code of rule `tflite` calls: a runtime without the rule does not have it (SPEC 3.5)."""
+
+
+def defines(graph: IntGraph) -> tuple[str, ...]:
+    """The macros that model and runtime must be compiled with, `NAME=value`."""
+    return ("KQ_WITH_TFLITE=1",) if graph.rounding == "tflite" else ()
+
+
+def project_view(graph: IntGraph, board: Board, runtime_files: Sequence[str]) -> ProjectView:
+    """The project around a network; `runtime_files` are the runtime's paths inside the output folder."""
+    model = graph.name
     return ProjectView(
         target=f"{model}_net" if model.lower() in _CMAKE_RESERVED else model,
         runtime_sources=tuple(path for path in runtime_files if path.endswith(".c")),
         board=board.name,
         board_title=board.title,
+        defines=defines(graph),
+        rule_call=f"{RULE_FUNCTION}();" if graph.rounding == "tflite" else "",
         toolchain=() if board.is_host else (_toolchain_view(board.core),),
     )
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from kqgen import views_maps
 from kqgen.errors import InternalError
 from kqgen.intgraph import (
     IntAdd,
+    IntAssemble,
     IntAvgPool,
     IntClamp,
     IntConv2d,
     IntGraph,
     IntMaxPool,
+    IntMeanWindow,
     IntNode,
     IntSlicePad,
     KqWeights,
@@ -22,6 +25,7 @@ from kqgen.intgraph import (
 from kqgen.plan import Plan, Step
 from kqgen.schedule import suits
 from kqgen.sizes import struct_name
+from kqgen.views_maps import FILL_FUNCTION, part_calls
 from kqgen.views_params import ADDEND, AddParams, Params, addend_params, params
 from kqgen.views_text import comment_lines, flow
 
@@ -76,15 +80,16 @@ def op_text(node: IntNode) -> str:
     """What a layer does, in a few words: `conv 3x3 /2, 16 -> 32`; `conv 3x3, 32 -> 32, + shortcut` where it adds another's result."""
     match node:
         case IntConv2d(dense=True):
-            return f"dense, {node.in_shape[2]} -> {node.output.c}"
+            runs = f", runs of {node.kernel[1]}" if node.kernel[1] > 1 else ""
+            return f"dense, {node.in_shape[1] * node.in_shape[2]} -> {node.output.c}{runs}"
         case IntConv2d():
             added = "" if node.addend is None else f", + {node.inputs[1]}"
             kind = "depthwise" if node.depthwise else "conv"
             apart = "" if node.dilation == (1, 1) else f" dilated {node.dilation[0]}x{node.dilation[1]}"
             return f"{kind} {_window_text(node.kernel, node.stride, (1, 1))}{apart}, {node.in_shape[2]} -> {node.output.c}{added}"
         case IntAdd():
-            return "add"
-        case IntAvgPool():
+            return "add" if node.multiplier_b > 0 else "subtract"
+        case IntAvgPool() | IntMeanWindow():
             return f"average pool {_window_text(node.kernel, node.stride, node.kernel)}"
         case IntMaxPool():
             return f"max pool {_window_text(node.kernel, node.stride, node.kernel)}"
@@ -92,9 +97,13 @@ def op_text(node: IntNode) -> str:
             return f"clamp {node.lo}..{node.hi}"
         case IntSlicePad():
             steps = f"/{node.step[0]}" if node.step[0] == node.step[1] else f"/{node.step[0]}x{node.step[1]}"
-            return f"slice {steps}, {node.c_before} + {node.c_after} channels added"
+            start = "" if node.start == (0, 0) else f" from {node.start[0]}, {node.start[1]}"
+            return f"slice {steps}{start}, {node.c_before} + {node.c_after} channels added"
         case _:
-            raise InternalError(f"layer {node.name}: no words for {type(node).__name__}")
+            made = views_maps.words(node)
+            if not made:
+                raise InternalError(f"layer {node.name}: no words for {type(node).__name__}")
+            return made
 
 
 def _window_text(kernel: Pair, stride: Pair, usual: Pair) -> str:
@@ -156,6 +165,9 @@ def _step_view(
     arguments = [f"&{ident}", *(buffers[name] for name in read), buffers[node.output.name]]
     if isinstance(node, IntConv2d):
         arguments.append(f"{ARENA} + {plan.scratch_offsets[number]}" if step.scratch_bytes else "NULL")
+    call = flow(f"{function}(", arguments, ", ", ");", indent=4)
+    if isinstance(node, IntAssemble):
+        call = part_calls(node, ident, arguments[1:-1], arguments[-1])
     return StepView(
         number=number,
         layer=node.name,
@@ -168,18 +180,19 @@ def _step_view(
         addend=addend_params(node),
         addend_ident=f"{ident}_{ADDEND}",
         function=function,
-        call=flow(f"{function}(", arguments, ", ", ");", indent=4),
+        call=call,
         result=buffers[node.output.name],
         result_bytes=node.output.size_bytes,
     )
 
 
 def step_functions(plan: Plan) -> tuple[str, ...]:
-    """The runtime's function that each step calls, in order; behind them those that streams need besides."""
+    """The runtime's function that each step calls, in order; behind them those that streams and gaps in assemblies need besides."""
     steps = tuple(_function(plan.graph, node, step) for node, step in zip(plan.graph.nodes, plan.steps, strict=True))
     parts = {part_function(struct_name(plan.graph.nodes[job.step])) for stream in plan.streams for job in stream.jobs}
     moves = {MOVE_FUNCTION for stream in plan.streams for job in stream.jobs if job.moves}
-    return (*steps, *sorted(parts | moves))
+    fills = {FILL_FUNCTION for node in plan.graph.nodes if isinstance(node, IntAssemble) and node.fill is not None}
+    return (*steps, *sorted(parts | moves | fills))
 
 
 def part_function(c_type: str) -> str:
@@ -204,4 +217,7 @@ def _function(graph: IntGraph, node: IntNode, step: Step) -> str:
         case IntSlicePad():
             return "kq_slice_pad_s8"
         case _:
-            raise InternalError(f"layer {node.name}: the runtime has no function for {type(node).__name__}")
+            function = views_maps.function(node)
+            if not function:
+                raise InternalError(f"layer {node.name}: the runtime has no function for {type(node).__name__}")
+            return function

@@ -8,7 +8,8 @@ import numpy as np
 
 from kqgen.bits import pack_codebook, pack_indices, pack_uniform
 from kqgen.errors import InternalError
-from kqgen.intgraph import Array, IntCodebook, IntConv2d, IntGraph, UniformWeights
+from kqgen.intgraph import Array, IntCodebook, IntConv2d, IntGraph, IntLookup, IntNode, IntSoftmax, UniformWeights
+from kqgen.views_maps import table_name
 from kqgen.views_params import conv_tables
 from kqgen.views_text import array_rows, comment_lines, hex_rows, int32_literal, thousands
 
@@ -40,20 +41,39 @@ class TableGroupView:
     tables: tuple[TableView, ...]
 
 
-def layer_tables(graph: IntGraph, prefix: str, node: IntConv2d, modules: str) -> TableGroupView:
-    """The tables of one convolution, weights first; `modules` names the PyTorch modules it came from."""
+def layer_tables(graph: IntGraph, prefix: str, node: IntNode, modules: str) -> TableGroupView | None:
+    """The tables of one layer, of a convolution weights first; None where it has none. `modules` names the PyTorch modules it came from."""
+    match node:
+        case IntConv2d():
+            tables = _conv_tables(graph, prefix, node)
+        case IntLookup():
+            each = f" in each of {len(node.table)} channels" if len(node.table) > 1 else ""
+            what = f"the results of -128 to 127{each}: SPEC 5.9"
+            tables = [_numbers(table_name(node, prefix), "int8_t", 1, node.table, what)]
+        case IntSoftmax():
+            what = "exponentials by the difference from the largest value, in units of 2^-31: SPEC 5.12"
+            tables = [_numbers(table_name(node, prefix), "int32_t", 4, node.exponentials, what)]
+        case _:
+            return None
+    return TableGroupView(comment_lines(f"---- {node.name}, from {modules}"), tuple(tables))
+
+
+def _conv_tables(graph: IntGraph, prefix: str, node: IntConv2d) -> list[TableView]:
     names = conv_tables(prefix, node)
-    c_out = node.output.c
+    c_out, wide = node.output.c, node.requant.multiplier.itemsize == 4
     tables = [
         _weights_table(graph, names.weights, node),
         _numbers(names.bias, "int32_t", 4, node.requant.bias, f"biases of {c_out} output channels, on the accumulator: SPEC 5.1"),
-        _numbers(names.multiplier, "int16_t", 2, node.requant.multiplier, f"multipliers of {c_out} output channels: SPEC 3.2"),
-        _numbers(names.shift, "uint8_t", 1, node.requant.shift, f"shifts of {c_out} output channels: SPEC 3.2"),
+        _numbers(
+            names.multiplier, "int32_t" if wide else "int16_t", 4 if wide else 2, node.requant.multiplier,
+            f"multipliers of {c_out} output channels: SPEC {'3.5' if wide else '3.2'}",
+        ),
+        _numbers(names.shift, "uint8_t", 1, node.requant.shift, f"shifts of {c_out} output channels: SPEC {'3.5' if wide else '3.2'}"),
     ]
     if names.pad_values != "NULL":
         what = f"what padded positions read in each of {node.in_shape[2]} input channels: SPEC 5.1"
         tables.append(_numbers(names.pad_values, "int8_t", 1, node.pad_values, what))
-    return TableGroupView(comment_lines(f"---- {node.name}, from {modules}"), tuple(tables))
+    return tables
 
 
 def codebook_table(ident: str, codebook: IntCodebook, users: str) -> TableGroupView:
@@ -80,7 +100,7 @@ def _weights_table(graph: IntGraph, ident: str, node: IntConv2d) -> TableView:
     if isinstance(stored, UniformWeights):
         order = f"[{c_out} out][{k_h}][{k_w}][{c_in} in]"
         what = f"{_counted(stored.values.size, 'weight')} x {stored.bits} bits, two's complement, {order}: SPEC 4.4"
-        return _packed(ident, pack_uniform(stored.values, stored.bits), stored.packed_bytes, what)
+        return _packed(ident, pack_uniform(stored.values, stored.bits, lowest=node.requant.multiplier.itemsize == 4), stored.packed_bytes, what)
     codebook = graph.codebook(stored.codebook)
     one = codebook.stage_bits(stored.index_bits)
     parts = [f"{one} + {one} index" if codebook.additive else f"{one} index", *(["1 sign"] if codebook.sign else [])]

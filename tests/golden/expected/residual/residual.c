@@ -15,7 +15,7 @@ KQ_ASSERT_SIZE(kq_conv2d_kq, 60u);
 KQ_ASSERT_SIZE(kq_add, 20u);
 KQ_ASSERT_SIZE(kq_pool, 32u);
 KQ_ASSERT_SIZE(kq_clamp, 8u);
-KQ_ASSERT_SIZE(kq_slice_pad, 20u);
+KQ_ASSERT_SIZE(kq_slice_pad, 22u);
 
 #ifdef KQGEN_TAP
 #define TAP(step, data, size_bytes) residual_tap((step), (data), (size_bytes))

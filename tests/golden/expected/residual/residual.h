@@ -6,7 +6,7 @@
  *   output  int8[10]        real = 0.05 * (q + 14)
  *   arena   6 180 bytes, 4-byte aligned, yours; its contents need not survive a call
  *           An input may lie in it at its _OFFSET, and is overwritten there, or anywhere outside it, and is kept.
- *   tables  2 317 bytes of constants, where pointers have 32 bits
+ *   tables  2 319 bytes of constants, where pointers have 32 bits
  *   work    194 364 multiply-accumulates a call
  *
  * Axes are [row][column][channel], channel fastest. A call:
@@ -22,7 +22,7 @@
  *      2  b1_conv2  conv 3x3, 8 -> 8                11x9x8  KQ 5+sign    0.67  reuse     172
  *      3  b1_add    add                             11x9x8                                20
  *      4  b2_conv   conv 3x3 /2, 8 -> 17            6x5x17  KQ 5+sign    0.67  decode    281
- *      5  b2_skip   slice /2, 4 + 5 channels added  6x5x17                                20
+ *      5  b2_skip   slice /2, 4 + 5 channels added  6x5x17                                22
  *      6  b2_add    add                             6x5x17                                20
  *      7  pool      max pool 2x2 /1                 6x5x17                                32
  *      8  wide      conv 1x5, 17 -> 6               6x5x6   KQ 3-bit     0.61  decode    141
@@ -33,7 +33,7 @@
  *     13  fc        dense, 36 -> 10                 10      8-bit        8.00  direct    482
  *         book_3x3  codebook, 24 of 3x3                     6-bit                        162
  *         book_1x5  codebook, 5 of 1x5                      6-bit                         19
- *         total                                                                        2 317
+ *         total                                                                        2 319
  */
 #ifndef RESIDUAL_H
 #define RESIDUAL_H
