@@ -11,6 +11,8 @@ from kqgen.plan import Form
 CYCLES: Mapping[str, float] = MappingProxyType({"m0": 14, "m0p": 14, "m3": 12, "m4": 10, "m33": 9, "m7": 6, "m55": 8})
 """Modelled cycles of a tap in the plain C."""
 
+DSP = ("m4", "m33", "m7")
+
 
 def candidates(shape: ConvShape, core: str) -> tuple[Candidate, ...]:
     """`direct`, `unpack` or `decode` of a depthwise layer; nothing for others."""
@@ -20,7 +22,12 @@ def candidates(shape: ConvShape, core: str) -> tuple[Candidate, ...]:
 def _candidates(shape: ConvShape, core: str) -> Iterator[Candidate]:
     indexed = shape.kind != "uniform"
     form: Form = "decode" if indexed else "direct" if shape.bits == 8 else "unpack"
-    function = f"kq_depthwise_{'decode_' if indexed else ''}s8"
+    decode = "decode_" if indexed else ""
+    if core in DSP:
+        for turns in (1, 4):
+            yield Candidate(form, f"kq_depthwise_{decode}dsp_s8", turns, 0, _dsp_bytes(shape, turns), (4 - turns / 10) * shape.macs)
+        return
+    function = f"kq_depthwise_{decode}s8"
     yield Candidate(form, function, 0, 0, scratch_bytes(shape), CYCLES[core] * shape.macs)
 
 
@@ -34,3 +41,10 @@ def scratch_bytes(shape: ConvShape) -> int:
     """SPEC 6.4."""
     rows, columns = plane(shape)
     return round4(rows * columns + 2 * shape.n)
+
+
+def _dsp_bytes(shape: ConvShape, turns: int) -> int:
+    """SPEC 6.4."""
+    row_taps = shape.kernel[1] // 2 + 1
+    row_words = (shape.w_out - 1) * shape.stride[1] // 2 + row_taps
+    return round4(4 * (turns * plane(shape)[0] * row_words + 2 * row_taps * shape.kernel[0]) + shape.w_out + 2 * shape.n)

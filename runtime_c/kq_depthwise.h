@@ -55,11 +55,14 @@ KQGEN_CODE static KQ_NOINLINE void depthwise_unpack(
     }
 }
 
-/* The kernel of output channel o as bytes; `room` has room for two. */
+/* The kernel of output channel o as bytes, in `room`, which has room for two, or where it is stored so. */
 KQGEN_CODE static KQ_NOINLINE const int8_t *depthwise_kernel(const depthwise_layer *layer, uint32_t o, int8_t *room)
 {
     const uint32_t n = layer->taps;
     if (layer->uniform != NULL) {
+        if (layer->uniform->bits == 8u) {
+            return (const int8_t *)layer->uniform->weights + o * n;
+        }
         depthwise_unpack(layer->uniform->weights, o * n, layer->uniform->bits, n, room);
     } else {
         const kq_conv2d_kq *conv = layer->indexed;

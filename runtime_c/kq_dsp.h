@@ -98,6 +98,55 @@ static KQ_INLINE uint32_t kq_quad_of_6_bits(uint32_t packed)
     return kq_signed_quad(spread, 6u);
 }
 
+/* acc plus the products of both halves of two words, int16 each, modulo 2^32. */
+static KQ_INLINE uint32_t kq_two_products(uint32_t a, uint32_t b, uint32_t acc)
+{
+#if defined(__ARM_FEATURE_DSP)
+    __asm__("smlad %0, %1, %2, %0" : "+r"(acc) : "r"(a), "r"(b));
+    return acc;
+#else
+    const int32_t low = (int16_t)(a & 0xFFFFu) * (int16_t)(b & 0xFFFFu);
+    const int32_t high = (int16_t)(a >> 16) * (int16_t)(b >> 16);
+    return acc + (uint32_t)low + (uint32_t)high;
+#endif
+}
+
+/* acc plus the low half of a times the high half of b. */
+static KQ_INLINE uint32_t kq_product_low_high(uint32_t a, uint32_t b, uint32_t acc)
+{
+#if defined(__ARM_FEATURE_DSP)
+    __asm__("smlabt %0, %1, %2, %0" : "+r"(acc) : "r"(a), "r"(b));
+    return acc;
+#else
+    return acc + (uint32_t)((int16_t)(a & 0xFFFFu) * (int16_t)(b >> 16));
+#endif
+}
+
+/* acc plus the high half of a times the low half of b. */
+static KQ_INLINE uint32_t kq_product_high_low(uint32_t a, uint32_t b, uint32_t acc)
+{
+    return kq_product_low_high(b, a, acc);
+}
+
+/* plus + floor((acc * multiplier + 2^31) / 2^32); multiplier 0..2^31-1. Elsewhere from halves: |high * any half| <= 2^15 * 65535 < 2^31. */
+static KQ_INLINE int32_t kq_multiply_high(uint32_t acc, uint32_t multiplier, int32_t plus)
+{
+#if defined(__ARM_FEATURE_DSP)
+    int32_t result;
+    __asm__("smmlar %0, %1, %2, %3" : "=r"(result) : "r"(acc), "r"(multiplier), "r"(plus));
+    return result;
+#else
+    const int32_t high = (int32_t)acc >> 16;
+    const uint32_t low = acc & 0xFFFFu;
+    const uint32_t m_high = multiplier >> 16;
+    const uint32_t m_low = multiplier & 0xFFFFu;
+    const uint32_t across = (uint32_t)high * m_low;
+    const uint32_t along = low * m_high;
+    const uint32_t carry = ((low * m_low) >> 16) + (across & 0xFFFFu) + (along & 0xFFFFu) + 0x8000u;
+    return plus + (int32_t)((uint32_t)high * m_high + (uint32_t)((int32_t)across >> 16) + (along >> 16) + (carry >> 16));
+#endif
+}
+
 /* The int8 nearest to x. */
 static KQ_INLINE int32_t kq_saturated(int32_t x)
 {

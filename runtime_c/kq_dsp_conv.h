@@ -46,6 +46,51 @@ KQGEN_CODE static KQ_NOINLINE void settle_row(const kq_requant *requant, const i
     }
 }
 
+#if KQ_WITH_TFLITE
+/* One result of SPEC 3.5, rounded twice: the accumulator, below 2^30, times 2, times the multiplier is what SMMULR rounds. */
+static KQ_INLINE int32_t rounded_twice(uint32_t acc, int32_t multiplier, uint32_t right)
+{
+    return kq_divided_by_power(kq_high_rounded(kq_signed(acc << 1), multiplier), right);
+}
+
+/* Output channels first..first+channels-1 of `pixels` pixels, 2 or 1, whose windows are widened, to where they belong: for layers that round
+ * twice and do not sum, whose factors are all below 1.
+ */
+KQGEN_CODE static KQ_NOINLINE void convolve_twice(
+    const dsp_layer *layer, uint32_t first, uint32_t channels, uint32_t pixels, int8_t *to)
+{
+    const kq_requant *requant = layer->requant;
+    const int32_t *multiplier = requant->multiplier_q31 + first;
+    const uint8_t *shift = requant->shift + first;
+    const uint32_t *weights = layer->groups;
+    const int32_t zero_point = requant->zero_point;
+    const int32_t lo = requant->lo;
+    const int32_t hi = requant->hi;
+    int8_t *second = pixels > 1u ? to + layer->window->c_out : to;
+    while (channels != 0) {
+        uint32_t acc[2u * DSP_GROUP];
+        const uint32_t *at = acc;
+        uint32_t left = channels < DSP_GROUP ? channels : DSP_GROUP;
+        channels -= left;
+        dsp_groups(layer->x, weights, acc, NULL, layer->x_eights, layer->x_last, weights, 0);
+        weights += layer->group_words;
+        do {
+            const uint32_t right = *shift - 31u;
+            const int32_t q0 = rounded_twice(at[0], *multiplier, right) + zero_point;
+            const int32_t q1 = rounded_twice(at[1], *multiplier, right) + zero_point;
+            *second = (int8_t)kq_clamped(q1, lo, hi);
+            *to = (int8_t)kq_clamped(q0, lo, hi);
+            ++second;
+            ++to;
+            ++shift;
+            ++multiplier;
+            at += 2;
+            --left;
+        } while (left != 0);
+    }
+}
+#endif
+
 /* Output channels first..first+channels-1 of `pixels` pixels, 2 or 1, whose windows are widened, by way of two rows in scratch; `to` is
  * where the first pixel's first result goes.
  */
@@ -57,6 +102,12 @@ KQGEN_CODE static DSP_SMALL void convolve_by_rows(
     const uint32_t whole = round_up(channels);
     int8_t *row = layer->rows;
     uint32_t done = 0;
+#if KQ_WITH_TFLITE
+    if (layer->twice) {
+        convolve_twice(layer, first, channels, pixels, to);
+        return;
+    }
+#endif
     if (layer->ready) {
         dsp_groups(
             layer->x, weights, row, row + whole, layer->x_eights, layer->x_last, weights + (whole >> 2) * layer->group_words - 1,
@@ -140,6 +191,9 @@ KQGEN_CODE static DSP_SMALL void prepare_groups(dsp_layer *layer, uint32_t first
     uint32_t *group = layer->groups;
     uint32_t o = 0;
     layer->ready = 1;
+#if KQ_WITH_TFLITE
+    layer->twice = requant->acc_shift == KQ_ROUND_TWICE && requant->sum == NULL;
+#endif
     while (o < channels) {
         uint32_t *multipliers = group + layer->group_words - 4;
         uint32_t i;
@@ -158,6 +212,11 @@ KQGEN_CODE static DSP_SMALL void prepare_groups(dsp_layer *layer, uint32_t first
             if (up > 16u || kq_rounds_as_tflite(requant->acc_shift)) {
                 layer->ready = 0;
             }
+#if KQ_WITH_TFLITE
+            if (requant->shift[channel] < 31u) {
+                layer->twice = 0;
+            }
+#endif
             ++o;
         }
         group += layer->group_words;
@@ -218,6 +277,20 @@ KQGEN_CODE static DSP_SMALL uint32_t next_weights(kq_bit_reader *reader, uint32_
     return quad;
 }
 
+/* Widens `quads` quads of weights of 8 bits, at least 1. Returns where the next go. */
+KQGEN_CODE static KQ_NOINLINE uint32_t *widen_bytes(uint32_t *to, const int8_t *from, uint32_t quads)
+{
+    do {
+        const uint32_t quad = kq_quad_at(from);
+        to[0] = kq_even_values(quad);
+        to[4] = kq_odd_values(quad);
+        to += 8;
+        from += 4;
+        --quads;
+    } while (quads != 0);
+    return to;
+}
+
 /* Widens the uniform weights of `channels` output channels, which `reader` stands at. */
 KQGEN_CODE static DSP_SMALL void widen_uniform(const dsp_layer *layer, kq_bit_reader *reader, uint32_t bits, uint32_t channels)
 {
@@ -229,14 +302,17 @@ KQGEN_CODE static DSP_SMALL void widen_uniform(const dsp_layer *layer, kq_bit_re
         uint32_t i;
         for (row = 0; row < layer->window->k_h; ++row) {
             uint32_t rest;
-            for (i = layer->row_quads; i != 0; --i) {
+            i = layer->row_quads;
+            if (bits == 8u && i != 0) {
+                to = widen_bytes(to, (const int8_t *)reader->next, i);
+                reader->next += i << 2;
+                i = 0;
+            }
+            for (; i != 0; --i) {
                 const uint8_t *next = reader->next;
                 uint32_t quad;
                 if (reader->held_bits != 0) {
                     quad = next_weights(reader, bits, 4);
-                } else if (bits == 8u) {
-                    quad = kq_quad_at((const int8_t *)next);
-                    reader->next = next + 4;
                 } else if (bits == 4u) {
                     const uint32_t packed = next[0] | (uint32_t)next[1] << 8;
                     quad = (packed & 0xFu) | (packed & 0xF0u) << 4 | (packed & 0xF00u) << 8 | (packed & 0xF000u) << 12;

@@ -1,0 +1,460 @@
+/* Depthwise convolution on cores with the DSP extension (SPEC 6.9): planes of int16, two neighbouring columns in a word, two products an
+ * instruction. Four input channels are laid out at a time where scratch has room for them: their words take turns.
+ */
+#include "kq.h"
+#include "kq_depthwise.h"
+#include "kq_dsp.h"
+
+#define DSP_FOUR 4u
+
+/* A layer's planes in scratch, and the output channel at work. */
+typedef struct {
+    const depthwise_layer *layer;
+    uint32_t turns;     /* channels whose words take turns: 1 or 4 */
+    uint32_t row_words; /* of a row of a plane, two columns each */
+    uint32_t row_taps;  /* of a row of weights */
+    uint32_t *words;    /* [rows][row_words][turns] */
+    uint32_t *weights;  /* [2][k_h][row_taps]: for windows that begin at an even column, and at an odd one */
+    int8_t *row;        /* results that are limited or added afterwards */
+    int8_t *room;       /* two kernels as bytes */
+    uint32_t nines;     /* the kernel is 3x3, the stride of columns 1 or 2, the rule SPEC 3.2 */
+    uint32_t plain;     /* results need no more than saturation */
+} dsp_planes;
+
+/* Lays out a row of one channel, whose first value is at `from`; a row of padding has no columns. */
+KQGEN_CODE static KQ_NOINLINE void dsp_lay_row(const dsp_planes *planes, const int8_t *from, uint32_t columns, uint32_t pad, uint32_t *to)
+{
+    const uint32_t step = planes->layer->window->c_in;
+    uint32_t column = 0u - planes->layer->window->pad_left;
+    uint32_t left;
+    from -= planes->layer->window->pad_left * step;
+    for (left = planes->row_words; left != 0; --left) {
+        const uint32_t low = column < columns ? (uint32_t)from[0] : pad;
+        const uint32_t high = column + 1u < columns ? (uint32_t)from[step] : pad;
+        *to = kq_low_halves(low, high);
+        to += planes->turns;
+        from += 2u * step;
+        column += 2u;
+    }
+}
+
+/* Four words: two columns of four channels each, the first column of each in the low half. */
+static KQ_INLINE void dsp_put_fours(uint32_t *to, uint32_t quad0, uint32_t quad1)
+{
+    const uint32_t even0 = kq_even_values(quad0);
+    const uint32_t even1 = kq_even_values(quad1);
+    const uint32_t odd0 = kq_odd_values(quad0);
+    const uint32_t odd1 = kq_odd_values(quad1);
+    to[0] = kq_low_halves(even0, even1);
+    to[1] = kq_low_halves(odd0, odd1);
+    to[2] = kq_high_halves(even0, even1);
+    to[3] = kq_high_halves(odd0, odd1);
+}
+
+/* As dsp_lay_row, four channels that begin with the one at `from`; `pads` are their padding values. */
+KQGEN_CODE static KQ_NOINLINE void dsp_lay_fours(
+    const dsp_planes *planes, const int8_t *from, uint32_t columns, uint32_t pads, uint32_t *to)
+{
+    const uint32_t step = planes->layer->window->c_in;
+    const uint32_t *end = to + planes->row_words * DSP_FOUR;
+    uint32_t column = 0u - planes->layer->window->pad_left;
+    from -= planes->layer->window->pad_left * step;
+    do {
+        if (column + 1u < columns && column < columns) {
+            uint32_t pairs = (columns - column) >> 1;
+            const uint32_t room = (uint32_t)(end - to) >> 2;
+            if (pairs > room) {
+                pairs = room;
+            }
+            column += 2u * pairs;
+            do {
+                dsp_put_fours(to, kq_quad_at(from), kq_quad_at(from + step));
+                to += DSP_FOUR;
+                from += 2u * step;
+                --pairs;
+            } while (pairs != 0);
+        } else {
+            const uint32_t quad0 = column < columns ? kq_quad_at(from) : pads;
+            const uint32_t quad1 = column + 1u < columns ? kq_quad_at(from + step) : pads;
+            dsp_put_fours(to, quad0, quad1);
+            to += DSP_FOUR;
+            from += 2u * step;
+            column += 2u;
+        }
+    } while (to != end);
+}
+
+/* Lays out input channels first..first+channels-1, `turns` of them at most. */
+KQGEN_CODE static KQ_NOINLINE void dsp_lay(const dsp_planes *planes, const int8_t *input, uint32_t first, uint32_t channels)
+{
+    const depthwise_layer *layer = planes->layer;
+    const kq_window *window = layer->window;
+    const uint32_t row_bytes = (uint32_t)window->w_in * window->c_in;
+    uint32_t pads[DSP_FOUR];
+    uint32_t *to = planes->words;
+    uint32_t y = 0u - window->pad_top;
+    uint32_t left;
+    uint32_t i;
+    for (i = 0; i < channels; ++i) {
+        pads[i] = (uint32_t)kq_pad(layer->pad_values, (int8_t)layer->pad_value, first + i);
+    }
+    if (channels == DSP_FOUR) {
+        pads[0] = (pads[0] & 0xFFu) | (pads[1] & 0xFFu) << 8 | (pads[2] & 0xFFu) << 16 | pads[3] << 24;
+    }
+    input += first;
+    for (left = layer->rows; left != 0; --left) {
+        const uint32_t columns = y < window->h_in ? window->w_in : 0;
+        const int8_t *from = input + (columns != 0 ? y * row_bytes : 0);
+        if (channels == DSP_FOUR) {
+            dsp_lay_fours(planes, from, columns, pads[0], to);
+        } else {
+            for (i = 0; i < channels; ++i) {
+                dsp_lay_row(planes, from + i, columns, pads[i], to + i);
+            }
+        }
+        to += planes->row_words * planes->turns;
+        ++y;
+    }
+}
+
+#if defined(__ARM_FEATURE_DSP) && defined(__thumb2__)
+
+/* A parameter that assembly alone uses. */
+#define DSP_UNSEEN __attribute__((unused))
+
+/* The words of a row, at r0 and, a turn on, r1, where `at` says, by their weights: the first result of two to r11, the second to r12. */
+#define DSP_LOAD(at) "ldr r3, [r0" at "]\n ldr r10, [r1" at "]\n"
+#define DSP_TWO_ROW(left, right) \
+    "smlad r11, r3, " left ", r11\n smlatb r12, r3, " left ", r12\n" \
+    "smlabt r11, r10, " right ", r11\n smlad r12, r10, " right ", r12\n"
+#define DSP_ONE_ROW(left, right) "smlad r11, r3, " left ", r11\n smlabt r11, r10, " right ", r11\n"
+
+/* `rows` rows of results of a 3x3 kernel on a plane: `pairs_bytes` of words that give two each, then `odd` words that give one.
+ *
+ * x: the plane; row_bytes: between its rows; weights: of each kernel row the first and second, then the second and third; to: the first
+ * result, others lie `step` bytes apart; multiplier 0..2^31-1 of 2^32; turn_bytes: between words of a row; gap_bytes: from the end of a
+ * row's words to the next row. Sums are modulo 2^32. 43 cycles for two results on a Cortex-M4, 33 for one.
+ */
+KQGEN_CODE static __attribute__((naked, noinline, used)) void dsp_nines(
+    DSP_UNSEEN const uint32_t *x, DSP_UNSEEN uint32_t row_bytes, DSP_UNSEEN const uint32_t *weights, DSP_UNSEEN int8_t *to,
+    DSP_UNSEEN uint32_t bias, DSP_UNSEEN uint32_t multiplier, DSP_UNSEEN int32_t zero_point, DSP_UNSEEN uint32_t step,
+    DSP_UNSEEN uint32_t turn_bytes, DSP_UNSEEN uint32_t pairs_bytes, DSP_UNSEEN uint32_t odd_bytes, DSP_UNSEEN uint32_t gap_bytes,
+    DSP_UNSEEN uint32_t rows)
+{
+    __asm__ volatile(
+        "push {r3-r11, lr}\n"
+        "ldm r2, {r4-r9}\n"
+        "mov lr, r3\n"
+        "mov r2, r1\n"
+        "1:\n" /* a row */
+        "ldr r3, [sp, #60]\n"
+        "ldr r10, [sp, #56]\n"
+        "adds r3, r3, r0\n"
+        "add r1, r0, r10\n"
+        "str r3, [sp]\n"
+        "cmp r0, r3\n"
+        "beq 3f\n"
+        ".p2align 2\n"
+        "2:\n" /* two results */
+        "ldr r11, [sp, #40]\n"
+        DSP_LOAD("")
+        "mov r12, r11\n"
+        DSP_TWO_ROW("r4", "r5")
+        DSP_LOAD(", r2")
+        DSP_TWO_ROW("r6", "r7")
+        DSP_LOAD(", r2, lsl #1")
+        DSP_TWO_ROW("r8", "r9")
+        "ldr r3, [sp, #44]\n"
+        "ldr r10, [sp, #48]\n"
+        "smmlar r11, r11, r3, r10\n"
+        "smmlar r12, r12, r3, r10\n"
+        "ldr r3, [sp, #52]\n"
+        "ldr r10, [sp, #56]\n"
+        "ssat r11, #8, r11\n"
+        "ssat r12, #8, r12\n"
+        "strb r11, [lr]\n"
+        "strb r12, [lr, r3]\n"
+        "add lr, lr, r3, lsl #1\n"
+        "ldr r3, [sp]\n"
+        "add r0, r0, r10\n"
+        "add r1, r1, r10\n"
+        "cmp r0, r3\n"
+        "bne 2b\n"
+        "3:\n"
+        "ldr r10, [sp, #64]\n"
+        "adds r3, r3, r10\n"
+        "str r3, [sp]\n"
+        "cmp r0, r3\n"
+        "beq 5f\n"
+        ".p2align 2\n"
+        "4:\n" /* one result */
+        "ldr r11, [sp, #40]\n"
+        DSP_LOAD("")
+        DSP_ONE_ROW("r4", "r5")
+        DSP_LOAD(", r2")
+        DSP_ONE_ROW("r6", "r7")
+        DSP_LOAD(", r2, lsl #1")
+        DSP_ONE_ROW("r8", "r9")
+        "ldr r3, [sp, #44]\n"
+        "ldr r10, [sp, #48]\n"
+        "smmlar r11, r11, r3, r10\n"
+        "ldr r3, [sp, #52]\n"
+        "ldr r10, [sp, #56]\n"
+        "ldr r12, [sp]\n"
+        "ssat r11, #8, r11\n"
+        "add r0, r0, r10\n"
+        "add r1, r1, r10\n"
+        "strb r11, [lr]\n"
+        "add lr, lr, r3\n"
+        "cmp r0, r12\n"
+        "bne 4b\n"
+        "5:\n"
+        "ldr r3, [sp, #68]\n"
+        "ldr r10, [sp, #72]\n"
+        "add r0, r0, r3\n"
+        "subs r10, r10, #1\n"
+        "str r10, [sp, #72]\n"
+        "bne 1b\n"
+        "pop {r3-r11, pc}\n");
+}
+
+#else
+
+/* One result of a 3x3 kernel whose upper left word is at x, the one beside it `turn` words on. */
+static KQ_INLINE uint32_t dsp_nine(const uint32_t *x, uint32_t row, uint32_t turn, const uint32_t *weights, uint32_t bias)
+{
+    uint32_t acc = bias;
+    uint32_t i;
+    for (i = 0; i < 3u; ++i) {
+        acc = kq_two_products(x[0], weights[0], acc);
+        acc = kq_product_low_high(x[turn], weights[1], acc);
+        x += row;
+        weights += 2;
+    }
+    return acc;
+}
+
+/* As above, of the window one column to the right. */
+static KQ_INLINE uint32_t dsp_next_nine(const uint32_t *x, uint32_t row, uint32_t turn, const uint32_t *weights, uint32_t bias)
+{
+    uint32_t acc = bias;
+    uint32_t i;
+    for (i = 0; i < 3u; ++i) {
+        acc = kq_product_low_high(weights[0], x[0], acc);
+        acc = kq_two_products(x[turn], weights[1], acc);
+        x += row;
+        weights += 2;
+    }
+    return acc;
+}
+
+/* `rows` rows of results of a 3x3 kernel on a plane: `pairs_bytes` of words that give two each, then `odd` words that give one.
+ *
+ * x: the plane; row_bytes: between its rows; weights: of each kernel row the first and second, then the second and third; to: the first
+ * result, others lie `step` bytes apart; multiplier 0..2^31-1 of 2^32; turn_bytes: between words of a row; gap_bytes: from the end of a
+ * row's words to the next row. Sums are modulo 2^32.
+ */
+KQGEN_CODE static KQ_NOINLINE void dsp_nines(
+    const uint32_t *x, uint32_t row_bytes, const uint32_t *weights, int8_t *to, uint32_t bias, uint32_t multiplier, int32_t zero_point,
+    uint32_t step, uint32_t turn_bytes, uint32_t pairs_bytes, uint32_t odd_bytes, uint32_t gap_bytes, uint32_t rows)
+{
+    const uint32_t row = row_bytes >> 2;
+    const uint32_t turn = turn_bytes >> 2;
+    do {
+        const uint32_t *end = x + (pairs_bytes >> 2);
+        for (; x != end; x += turn) {
+            *to = (int8_t)kq_saturated(kq_multiply_high(dsp_nine(x, row, turn, weights, bias), multiplier, zero_point));
+            to += step;
+            *to = (int8_t)kq_saturated(kq_multiply_high(dsp_next_nine(x, row, turn, weights, bias), multiplier, zero_point));
+            to += step;
+        }
+        end = x + (odd_bytes >> 2);
+        for (; x != end; x += turn) {
+            *to = (int8_t)kq_saturated(kq_multiply_high(dsp_nine(x, row, turn, weights, bias), multiplier, zero_point));
+            to += step;
+        }
+        x += gap_bytes >> 2;
+        --rows;
+    } while (rows != 0);
+}
+
+#endif
+
+/* Limits a row of results in scratch, adds them to what is there where the layer sums, and stores them. */
+KQGEN_CODE static KQ_NOINLINE void dsp_settle(const dsp_planes *planes, int8_t *to)
+{
+    const kq_requant *requant = planes->layer->requant;
+    const uint32_t step = planes->layer->window->c_out;
+    const int8_t *row = planes->row;
+    uint32_t left;
+    for (left = planes->layer->window->w_out; left != 0; --left) {
+        *to = (int8_t)kq_summed(requant->sum, kq_clamped(*row, requant->lo, requant->hi), *to);
+        to += step;
+        ++row;
+    }
+}
+
+/* Widens a kernel as the general loop takes it: rows of words, for windows that begin at an even column, then for others. */
+KQGEN_CODE static KQ_NOINLINE void dsp_widen_kernel(const dsp_planes *planes, const int8_t *kernel)
+{
+    const kq_window *window = planes->layer->window;
+    uint32_t *to = planes->weights;
+    uint32_t late;
+    for (late = 0; late < 2u; ++late) {
+        const int8_t *from = kernel;
+        uint32_t row;
+        for (row = 0; row < window->k_h; ++row) {
+            uint32_t column = 0u - late;
+            uint32_t left;
+            for (left = planes->row_taps; left != 0; --left) {
+                const uint32_t low = column < window->k_w ? (uint32_t)from[column] : 0;
+                const uint32_t high = column + 1u < window->k_w ? (uint32_t)from[column + 1u] : 0;
+                *to = kq_low_halves(low, high);
+                ++to;
+                column += 2u;
+            }
+            from += window->k_w;
+        }
+    }
+}
+
+/* Output channel o by any kernel, one result after the other; `words` is its plane. */
+KQGEN_CODE static KQ_NOINLINE void dsp_convolve_any(const dsp_planes *planes, uint32_t o, const uint32_t *words, int8_t *to)
+{
+    const kq_window *window = planes->layer->window;
+    const kq_requant *requant = planes->layer->requant;
+    const uint32_t turns = planes->turns;
+    const uint32_t row_step = planes->row_words * turns;
+    const uint32_t rest = row_step - planes->row_taps * turns;
+    uint32_t y;
+    for (y = 0; y < window->h_out; ++y) {
+        uint32_t column = 0;
+        uint32_t x;
+        for (x = 0; x < window->w_out; ++x) {
+            const uint32_t *from = words + (column >> 1) * turns;
+            const uint32_t *weight = planes->weights + (column & 1u) * window->k_h * planes->row_taps;
+            uint32_t acc = (uint32_t)requant->bias[o];
+            uint32_t rows;
+            for (rows = window->k_h; rows != 0; --rows) {
+                uint32_t taps = planes->row_taps;
+                do {
+                    acc = kq_two_products(*from, *weight, acc);
+                    from += turns;
+                    ++weight;
+                    --taps;
+                } while (taps != 0);
+                from += rest;
+            }
+            kq_store(acc, requant, o, to);
+            to += window->c_out;
+            column += window->stride_w;
+        }
+        words += window->stride_h * row_step;
+    }
+}
+
+/* Output channel o by a 3x3 kernel that steps by one or two columns; 0, and nothing done, where SPEC 3.2 is no single multiplication by an
+ * integer below 2^31.
+ */
+KQGEN_CODE static KQ_NOINLINE uint32_t dsp_convolve_nines(
+    const dsp_planes *planes, uint32_t o, const int8_t *kernel, const uint32_t *words, int8_t *to)
+{
+    const kq_window *window = planes->layer->window;
+    const kq_requant *requant = planes->layer->requant;
+    const uint32_t turn_bytes = 4u * planes->turns;
+    const uint32_t row_bytes = planes->row_words * turn_bytes;
+    const uint32_t up = 16u + requant->acc_shift - requant->shift[o];
+    const uint32_t pairs = window->stride_w == 1 ? (uint32_t)window->w_out >> 1 : 0;
+    const uint32_t odd = window->w_out - 2u * pairs;
+    const uint32_t next_bytes = window->stride_h * row_bytes;
+    uint32_t rows = window->h_out;
+    uint32_t weights[6];
+    if (up > 16u) {
+        return 0;
+    }
+    weights[0] = kq_low_halves((uint32_t)kernel[0], (uint32_t)kernel[1]);
+    weights[1] = kq_low_halves((uint32_t)kernel[1], (uint32_t)kernel[2]);
+    weights[2] = kq_low_halves((uint32_t)kernel[3], (uint32_t)kernel[4]);
+    weights[3] = kq_low_halves((uint32_t)kernel[4], (uint32_t)kernel[5]);
+    weights[4] = kq_low_halves((uint32_t)kernel[6], (uint32_t)kernel[7]);
+    weights[5] = kq_low_halves((uint32_t)kernel[7], (uint32_t)kernel[8]);
+    for (;;) {
+        dsp_nines(
+            words, row_bytes, weights, planes->plain ? to : planes->row, (uint32_t)requant->bias[o],
+            (uint32_t)requant->multiplier[o] << up, requant->zero_point, planes->plain ? window->c_out : 1u, turn_bytes,
+            pairs * turn_bytes, odd * turn_bytes, next_bytes - (pairs + odd) * turn_bytes, planes->plain ? rows : 1u);
+        if (planes->plain) {
+            return 1;
+        }
+        dsp_settle(planes, to);
+        to += (uint32_t)window->w_out * window->c_out;
+        words += next_bytes >> 2;
+        --rows;
+        if (rows == 0) {
+            return 1;
+        }
+    }
+}
+
+/* Output channel o; `words` is the plane of its input channel. */
+KQGEN_CODE static void dsp_convolve(const dsp_planes *planes, uint32_t o, const uint32_t *words, int8_t *to)
+{
+    const int8_t *kernel = depthwise_kernel(planes->layer, o, planes->room);
+    if (planes->nines == 0 || !dsp_convolve_nines(planes, o, kernel, words, to)) {
+        dsp_widen_kernel(planes, kernel);
+        dsp_convolve_any(planes, o, words, to);
+    }
+}
+
+/* All channels, `tile` input channels at a time, 1 or 4. */
+KQGEN_CODE static KQ_NOINLINE void dsp_depthwise(const depthwise_layer *layer, const int8_t *input, int8_t *output, void *scratch)
+{
+    const kq_window *window = layer->window;
+    const kq_requant *requant = layer->requant;
+    dsp_planes planes;
+    uint32_t first = 0;
+    planes.layer = layer;
+    planes.turns = window->tile;
+    planes.row_taps = ((uint32_t)window->k_w >> 1) + 1u;
+    planes.row_words = (((window->w_out - 1u) * window->stride_w) >> 1) + planes.row_taps;
+    planes.words = scratch;
+    planes.weights = planes.words + layer->rows * planes.row_words * planes.turns;
+    planes.row = (int8_t *)(planes.weights + 2u * planes.row_taps * window->k_h);
+    planes.room = planes.row + window->w_out;
+    planes.nines = window->k_h == 3 && window->k_w == 3 && window->stride_w <= 2 && !kq_rounds_as_tflite(requant->acc_shift);
+    planes.plain = requant->sum == NULL && requant->hi - requant->lo == INT8_MAX - INT8_MIN;
+    while (first < window->c_in) {
+        const uint32_t channels = window->c_in - first < planes.turns ? window->c_in - first : planes.turns;
+        uint32_t i;
+        dsp_lay(&planes, input, first, channels);
+        for (i = 0; i < channels; ++i) {
+            uint32_t o = (first + i) * layer->each;
+            uint32_t left;
+            for (left = layer->each; left != 0; --left) {
+                dsp_convolve(&planes, o, planes.words + i, output + o);
+                ++o;
+            }
+        }
+        first += channels;
+    }
+}
+
+/* Uniform weights; scratch as SPEC 6.4. window.tile: input channels, 1 or 4. */
+KQGEN_CODE void kq_depthwise_dsp_s8(const kq_conv2d *conv, const int8_t *input, int8_t *output, void *scratch)
+{
+    depthwise_layer layer;
+    layer.uniform = conv;
+    layer.indexed = NULL;
+    depthwise_measure(&layer, &conv->window, &conv->requant, conv->pad_values, conv->pad_value);
+    dsp_depthwise(&layer, input, output, scratch);
+}
+
+/* Indexed kernels; scratch as SPEC 6.4. window.tile: input channels, 1 or 4. */
+KQGEN_CODE void kq_depthwise_decode_dsp_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch)
+{
+    depthwise_layer layer;
+    layer.uniform = NULL;
+    layer.indexed = conv;
+    depthwise_measure(&layer, &conv->window, &conv->requant, conv->pad_values, conv->pad_value);
+    dsp_depthwise(&layer, input, output, scratch);
+}
