@@ -146,15 +146,16 @@ def unpack_codebook(data: bytes, codewords: int, k_h: int, k_w: int, additive: b
     return values.astype(np.int8)
 
 
-def pack_uniform(values: Array, bits: int) -> bytes:
+def pack_uniform(values: Array, bits: int, *, lowest: bool = False) -> bytes:
     """The table of uniform weights (SPEC 4.4).
 
-    Shapes: values (c_out, k_h, k_w, c_in) integers within -(2^(bits-1)-1)..2^(bits-1)-1; bits 8, 6 or 4.
+    Shapes: values (c_out, k_h, k_w, c_in) integers within -(2^(bits-1)-1)..2^(bits-1)-1; bits 8, 6 or 4. -2^(bits-1) is taken
+        with `lowest` alone.
     Raises: InternalError when a value or the width is out of range.
     """
     if bits not in (8, 6, 4):
         raise InternalError("uniform weights have 8, 6 or 4 bits", found=f"{bits} bits")
-    if values.size and int(values.min()) == -(1 << (bits - 1)):
+    if values.size and int(values.min()) == -(1 << (bits - 1)) and not lowest:
         raise InternalError(f"a weight of {bits} bits is the one without a negative", found=str(int(values.min())))
     return pack_signed(values, bits)
 

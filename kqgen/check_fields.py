@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kqgen import fixed
+from kqgen import fixed, fixed_tflite
 from kqgen.errors import InputError
 from kqgen.intgraph import Array
 
@@ -26,6 +26,9 @@ def array(where: str, field: str, values: Array, dtype: type[np.generic], shape:
 
 
 def requant(where: str, multiplier: Array, shift: Array, acc_shift: int) -> None:
-    """Needs multipliers and shifts of SPEC 3.2."""
+    """Needs multipliers and shifts of SPEC 3.2, or of 3.5 where `acc_shift` names it."""
+    if fixed_tflite.is_rule(acc_shift):
+        need(fixed_tflite.fits(multiplier, shift), where, "requant", "beyond SPEC 3.5")
+        return
     fits = 0 <= acc_shift <= fixed.ACC_SHIFT_MAX and np.all((shift >= fixed.SHIFT_MIN) & (shift <= fixed.SHIFT_MAX))
     need(bool(fits and np.all((multiplier >= 0) & (multiplier <= fixed.MULTIPLIER_MAX))), where, "requant", "beyond SPEC 3.2")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kqgen import fixed
+from kqgen import fixed, fixed_tflite
 from kqgen.check_fields import array, need, requant
 from kqgen.intgraph import (
     Addend,
@@ -15,8 +15,10 @@ from kqgen.intgraph import (
     IntClamp,
     IntLookup,
     IntMaxPool,
+    IntMeanWindow,
     IntMul,
     IntNode,
+    IntRescaledAdd,
     IntSlicePad,
     IntSoftmax,
     Part,
@@ -32,7 +34,7 @@ def operands(node: IntNode) -> tuple[int, int]:
     """How many inputs a layer without weights has, at least and at most."""
     if isinstance(node, IntAssemble):
         return 1, _MOST_PARTS
-    return (2, 2) if isinstance(node, IntAdd | IntMul) else (1, 1)
+    return (2, 2) if isinstance(node, IntAdd | IntMul | IntRescaledAdd) else (1, 1)
 
 
 def check(where: str, node: IntNode, sources: list[QTensor]) -> None:
@@ -46,7 +48,9 @@ def check(where: str, node: IntNode, sources: list[QTensor]) -> None:
             _mul(where, node, sources)
         case IntClamp() | IntLookup():
             need(source == shape, where, "output", str(shape))
-        case IntAvgPool() | IntMaxPool():
+        case IntRescaledAdd():
+            _rescaled_add(where, node, sources)
+        case IntAvgPool() | IntMaxPool() | IntMeanWindow():
             _pool(where, node, sources[0])
         case IntSlicePad():
             _slice_pad(where, node, sources[0])
@@ -85,7 +89,7 @@ def _codes(where: str, node: IntNode) -> None:
         array(where, "table", node.table, np.int8, (node.output.c if rows != 1 else 1, 256))
 
 
-def _pool(where: str, node: IntAvgPool | IntMaxPool, source: QTensor) -> None:
+def _pool(where: str, node: IntAvgPool | IntMaxPool | IntMeanWindow, source: QTensor) -> None:
     top, bottom, left, right = node.padding
     fits = min(*node.kernel, *node.stride) > 0 and max(*node.kernel, *node.stride, *node.padding) <= _BYTE and min(node.padding) >= 0
     need(fits, where, "window", f"{node.kernel}, {node.stride}, {node.padding}")
@@ -95,7 +99,14 @@ def _pool(where: str, node: IntAvgPool | IntMaxPool, source: QTensor) -> None:
     if isinstance(node, IntAvgPool):
         need(-128 <= node.pad_value <= 127, where, "pad_value", str(node.pad_value))
         requant(where, np.array([node.multiplier]), np.array([node.shift]), node.acc_shift)
-        most = node.kernel[0] * node.kernel[1] * 128 + abs(node.bias)
+        count = node.kernel[0] * node.kernel[1]
+        most = count * 128 + abs(node.bias)
+        if fixed_tflite.is_rule(node.acc_shift):
+            # The C has no place for a bias of its own here.
+            need((node.bias, node.padding) == (-count * node.pad_value, (0, 0, 0, 0)), where, "bias", str(node.bias))
+            left = int(fixed_tflite.left_shift(node.shift))
+            need(most << left < fixed_tflite.ACC_LIMIT, where, "shift", str(node.shift))
+            return
         need(most << node.acc_shift <= fixed.INT32_MAX, where, "bias", str(node.bias))
 
 
@@ -104,8 +115,20 @@ def _mul(where: str, node: IntMul, sources: list[QTensor]) -> None:
     second = (1, 1, shape[2]) if node.broadcast else shape
     found = [_shape(each) for each in sources]
     need(found == [shape, second], where, "output", f"{shape} from {found}")
+    left = int(fixed_tflite.left_shift(node.shift)) if fixed_tflite.is_rule(node.acc_shift) else 0
+    need(2**16 << left <= fixed_tflite.ACC_LIMIT, where, "shift", str(node.shift))
     need(all(-128 <= each <= 127 for each in (node.zero_point_a, node.zero_point_b)), where, "zero_point", "beyond int8")
     requant(where, np.array([node.multiplier]), np.array([node.shift]), node.acc_shift)
+
+
+def _rescaled_add(where: str, node: IntRescaledAdd, sources: list[QTensor]) -> None:
+    shape = _shape(node.output)
+    second = (1, 1, shape[2]) if node.broadcast else shape
+    found = [_shape(each) for each in sources]
+    need(found == [shape, second], where, "output", f"{shape} from {found}")
+    need(all(-128 <= each <= 127 for each in (node.zero_point_a, node.zero_point_b)), where, "zero_point", "beyond int8")
+    multipliers, shifts = (node.multiplier_a, node.multiplier_b, node.multiplier), (node.shift_a, node.shift_b, node.shift)
+    need(fixed_tflite.fits(multipliers, shifts) and min(shifts) >= 31, where, "requant", "beyond SPEC 5.14")
 
 
 def _slice_pad(where: str, node: IntSlicePad, source: QTensor) -> None:

@@ -14,6 +14,7 @@ from kqgen.errors import InternalError
 from kqgen.plan import Plan
 from kqgen.render import render
 from kqgen.views import Meta, ModelView, model_view
+from kqgen.views_project import RULE_FUNCTION, defines
 from kqgen.views_selftest import SELFTEST_FUNCTION, Golden, GoldenVector
 from kqgen.views_steps import step_functions
 
@@ -64,7 +65,7 @@ def emit(plan: Plan, board: Board, golden: Golden, meta: Meta) -> SourceTree:
         InputError: the network's name cannot be used in C.
         InternalError: a value does not fit its C field, or the arguments do not belong together.
     """
-    called = {*step_functions(plan), SELFTEST_FUNCTION}
+    called = {*step_functions(plan), SELFTEST_FUNCTION, *({RULE_FUNCTION} if defines(plan.graph) else ())}
     runtime = {f"{RUNTIME_FOLDER}/{path.name}": path.read_text(encoding="utf-8") for path in runtime_files(called)}
     view = model_view(plan, board, golden, meta, tuple(runtime))
     files = {path: render(template, view) for path, template in _templates(view)}

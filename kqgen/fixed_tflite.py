@@ -49,6 +49,21 @@ def fits(multiplier: npt.ArrayLike, shift: npt.ArrayLike) -> bool:
     return bool(np.all((m >= 0) & (m <= MULTIPLIER_HIGH)) and np.all((s >= SHIFT_LOW) & (s <= SHIFT_HIGH)))
 
 
+def sums(weights: npt.NDArray[Any], bias: npt.NDArray[Any]) -> tuple[Int64, Int64]:
+    """(smallest, largest) sum of each output channel over all int8 inputs, (c_out,) each.
+
+    Shapes: weights (c_out, k_h, k_w, c_in) integers; bias (c_out,).
+    """
+    wide, start = weights.astype(np.int64), np.asarray(bias, np.int64)
+    positive, negative = (np.where(keep, wide, 0).sum(axis=(1, 2, 3)) for keep in (wide > 0, wide < 0))
+    return start - 128 * positive + 127 * negative, start + 127 * positive - 128 * negative
+
+
+def bounded(low: Int64, high: Int64, shift: npt.ArrayLike) -> bool:
+    """Whether sums of low..high, in each channel, stay below the bound of SPEC 3.5."""
+    return int((np.maximum(high, -low) << left_shift(shift)).max()) < ACC_LIMIT
+
+
 def scale(acc: npt.ArrayLike, multiplier: npt.ArrayLike, shift: npt.ArrayLike, acc_shift: int) -> Int64:
     """The accumulator times the real factor, rounded as `acc_shift` names it (SPEC 3.5; kq_scale_tflite).
 

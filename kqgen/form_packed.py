@@ -83,6 +83,9 @@ M3 = Costs(
 CORES = {"m0": M0, "m0p": M0, "m3": M3}
 """Cores the engine is written for; by lookup it serves the others too, as plain C."""
 
+LARGEST_UNIFORM = 127
+"""Absolute weight up to which groups of two taps hold."""
+
 PLAIN_FACTORS = {"m4": 1.29, "m33": 1.09, "m7": 0.78, "m55": 1.2}
 """Cycles of the plain C, which other cores take, to those of the Thumb code on an M3; counted on 3x3 kernels; the M55's is a guess."""
 
@@ -151,8 +154,11 @@ def expected_layout(shape: ConvShape) -> tuple[Layout, int]:
 
 
 def candidates(shape: ConvShape, core: str) -> tuple[Candidate, ...]:
-    """Tiles of eight output channels up to all of them; with a plain codebook each also with all codewords unpacked once."""
-    if shape.kind == "uniform" and core not in CORES:
+    """Tiles of eight output channels up to all of them; with a plain codebook each also with all codewords unpacked once.
+
+    Two weights of -128, which TFLite's files may have, would pass what a group's sum can hold.
+    """
+    if shape.kind == "uniform" and (core not in CORES or shape.largest_weight > LARGEST_UNIFORM):
         return ()
     return tuple(_candidates(shape, core))
 

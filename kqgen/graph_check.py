@@ -9,11 +9,23 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 
-from kqgen import check_maps
+from kqgen import check_maps, fixed_tflite
 from kqgen.check_fields import array, need, requant
 from kqgen.index_check import codebook_misfit, index_misfit
-from kqgen.intgraph import Addend, IntCodebook, IntConv2d, IntGraph, IntNode, KqWeights, QTensor
+from kqgen.intgraph import (
+    Addend,
+    IntAdd,
+    IntCodebook,
+    IntConv2d,
+    IntGraph,
+    IntMeanWindow,
+    IntNode,
+    IntRescaledAdd,
+    KqWeights,
+    QTensor,
+)
 
 _SIDE_LIMIT = 65535
 _MAP_LIMIT = 2**31 - 1
@@ -39,6 +51,7 @@ def check(graph: IntGraph) -> None:
         need(node.output.name == node.name, where, "output", node.output.name)
         sources = [known[name] for name in node.inputs]
         _tensor(where, node.output, known)
+        _rule(where, node, graph.rounding)
         _node(where, node, sources, books)
         if isinstance(node, IntConv2d) and node.addend is not None:
             _may_overwrite(graph, number, node.inputs[1])
@@ -73,7 +86,8 @@ def _conv(where: str, node: IntConv2d, source: QTensor, books: Mapping[str, IntC
     need(sides == (node.output.h, node.output.w), where, "output", f"{node.output.h, node.output.w} where the window gives {sides}")
     array(where, "pad_values", node.pad_values, np.int8, (c_in,))
     array(where, "bias", node.requant.bias, np.int32, (c_out,))
-    array(where, "multiplier", node.requant.multiplier, np.int16, (c_out,))
+    twice = fixed_tflite.is_rule(node.requant.acc_shift)
+    array(where, "multiplier", node.requant.multiplier, np.int32 if twice else np.int16, (c_out,))
     array(where, "shift", node.requant.shift, np.uint8, (c_out,))
     requant(where, node.requant.multiplier, node.requant.shift, node.requant.acc_shift)
     stored = node.weights
@@ -81,8 +95,11 @@ def _conv(where: str, node: IntConv2d, source: QTensor, books: Mapping[str, IntC
         need(stored.bits in (8, 6, 4), where, "bits", str(stored.bits))
         array(where, "weights", stored.values, np.int8, (c_out, *node.kernel, node.kernel_channels))
         least = -(1 << (stored.bits - 1))
-        need(bool(np.all((stored.values > least) & (stored.values < -least))), where, "weights", f"beyond {stored.bits} bits")
+        lowest = least if twice and stored.bits == 8 else least + 1
+        need(bool(np.all((stored.values >= lowest) & (stored.values < -least))), where, "weights", f"beyond {stored.bits} bits")
+        need(not twice or _bounded(node, stored.values.astype(np.int64)), where, "bias", "with which sums pass SPEC 3.5")
         return
+    need(not twice, where, "weights", "indices in a network of rule tflite")
     need(stored.codebook in books, where, "codebook", stored.codebook)
     book = books[stored.codebook]
     need(book.values.shape[1:] == node.kernel, where, "codebook", f"{book.values.shape[1:]} for kernels {node.kernel}")
@@ -90,6 +107,19 @@ def _conv(where: str, node: IntConv2d, source: QTensor, books: Mapping[str, IntC
     array(where, "negative", stored.negative, np.bool_, (c_out, node.kernel_channels))
     field, found = index_misfit(stored, book)
     need(not field, where, field, found)
+
+
+def _bounded(node: IntConv2d, weights: npt.NDArray[np.int64]) -> bool:
+    """Whether no sum, over all int8 inputs, passes the bound of SPEC 3.5."""
+    low, high = fixed_tflite.sums(weights, node.requant.bias)
+    return fixed_tflite.bounded(low, high, node.requant.shift)
+
+
+def _rule(where: str, node: IntNode, rounding: str) -> None:
+    marks = node.requant.acc_shift if isinstance(node, IntConv2d) else getattr(node, "acc_shift", None)
+    marked = isinstance(node, IntRescaledAdd | IntMeanWindow) or (marks is not None and fixed_tflite.is_rule(marks))
+    plain = (marks is not None and not marked) or isinstance(node, IntAdd) or (isinstance(node, IntConv2d) and node.addend is not None)
+    need(not (plain if rounding == "tflite" else marked), where, "rounding", f"in a network of rule {rounding}")
 
 
 def _addend(where: str, node: IntConv2d, addend: Addend, other: QTensor) -> None:

@@ -36,12 +36,14 @@ class IoBuffer:
 class ModelApi:
     """How the generated C is called: <name>_run(arena, inputs in order, outputs in order).
 
-    With one input (output) its size macro is <NAME>_INPUT_BYTES, with several <NAME>_INPUT_<INPUT>_BYTES.
+    With one input (output) its size macro is <NAME>_INPUT_BYTES, with several <NAME>_INPUT_<INPUT>_BYTES. `defines` are the macros that
+    model and runtime must be compiled with.
     """
 
     name: str
     inputs: tuple[IoBuffer, ...]
     outputs: tuple[IoBuffer, ...]
+    defines: tuple[str, ...] = ()
 
     @property
     def run_function(self) -> str:

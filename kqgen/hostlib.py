@@ -29,6 +29,7 @@ from kqgen.intgraph import Int8, IntGraph, QTensor
 from kqgen.render import render
 from kqgen.toolchain import Toolchain, find_host_compiler, run_tool
 from kqgen.views import BufferView, buffer_views
+from kqgen.views_project import defines
 from kqgen.views_text import array_rows
 
 STRICT_FLAGS = (
@@ -189,7 +190,7 @@ def build_library(
     sources = _sources(folder, graph.name)
     compiler = find_host_compiler()
     own = _SANITIZE_FLAGS if sanitize else (*_PLAIN_FLAGS, *(_ZIG_FLAGS if compiler.kind == "zig" else ()))
-    flags = (*_COMMON_FLAGS, *own, *(("-DKQGEN_TAP",) if tap else ()))
+    flags = (*_COMMON_FLAGS, *own, *(f"-D{each}" for each in defines(graph)), *(("-DKQGEN_TAP",) if tap else ()))
     glue = render("hostlib.c.j2", _host_view(graph))
     key = _key(folder, [*sources, *_headers(folder)], (glue, _HEADER, *flags, *STRICT_FLAGS, compiler.title))
     name = f"_kqgen_{graph.name}_{key}"

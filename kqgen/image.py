@@ -87,7 +87,7 @@ def build_image(
     (out_dir / "harness.c").write_text(harness_source(api), encoding="utf-8")
     (out_dir / "link.ld").write_text(linker_script(board), encoding="utf-8")
     port = runtime_dir() / "port"
-    tap_flags = ("-DKQGEN_TAP",) if tap else ()
+    tap_flags = (*(f"-D{each}" for each in api.defines), *(("-DKQGEN_TAP",) if tap else ()))
     port_flags = (*_PORT_FLAGS, *(_GCC_PORT_FLAGS if toolchain.kind == "gcc" else ()), *tap_flags)
     model_units = [_Unit(path, _object_name(path), tap_flags) for path in files]
     port_units = [_Unit(path, f"port-{path.stem}.o", port_flags) for path in sorted(port.glob("*.c"))]

@@ -34,7 +34,6 @@ Int64 = npt.NDArray[np.int64]
 
 NO_PADDING: Padding = (0, 0, 0, 0)
 REASON = "int8 of the TFLite file"
-INT32_LIMIT = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,17 +121,14 @@ def _conv(
     c_out = len(values)
     given = np.zeros(c_out, np.int64) if weights.bias is None else weights.bias.astype(np.int64)
     bias = given - source.zero_point * values.sum(axis=(1, 2, 3))
-    positive, negative = (np.where(keep, values, 0).sum(axis=(1, 2, 3)) for keep in (values > 0, values < 0))
-    high, low = bias + 127 * positive - 128 * negative, bias - 128 * positive + 127 * negative
+    low, high = rule.sums(values, bias)
     scale = np.broadcast_to(weights.scale.astype(np.float32), (c_out,))
     factors = source.scale * scale.astype(np.float64) / output.scale
     multiplier, shift = rule.quantise_multiplier(factors) if mark == rule.TWICE else _once(place, factors, low, high)
-    # The bias alone may be the largest term where it and the products have opposite signs.
-    worst = int((np.maximum(np.maximum(high, -low), np.abs(bias)) << rule.left_shift(shift)).max())
-    if worst >= rule.ACC_LIMIT:
+    if not rule.bounded(low, high, shift):
         raise UnsupportedError(
             f"layer {place.path or place.name}: the sum of one output can pass the bound of TFLite's rule",
-            found=f"up to {worst}",
+            found=f"{int(low.min())} to {int(high.max())}",
             wanted=f"below {rule.ACC_LIMIT}",
             do="look for a dead channel (all weights near zero, large bias) and prune it",
         )

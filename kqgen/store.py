@@ -34,8 +34,10 @@ from kqgen.intgraph import (
     IntGraph,
     IntLookup,
     IntMaxPool,
+    IntMeanWindow,
     IntMul,
     IntNode,
+    IntRescaledAdd,
     IntSlicePad,
     IntSoftmax,
     KqWeights,
@@ -60,7 +62,7 @@ _CLASSES: Mapping[str, type] = {
     cls.__name__: cls
     for cls in (
         IntGraph, IntConv2d, Addend, IntAdd, IntAvgPool, IntMaxPool, IntClamp, IntSlicePad, IntLookup, IntMul, IntAssemble, Part,
-        IntSoftmax, IntArgMax, IntCodebook, KqWeights, UniformWeights, Requant, QTensor,
+        IntSoftmax, IntArgMax, IntRescaledAdd, IntMeanWindow, IntCodebook, KqWeights, UniformWeights, Requant, QTensor,
     )
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kqgen.intgraph import IntAvgPool, IntConv2d, IntGraph, IntMaxPool, IntNode
+from kqgen.intgraph import IntAvgPool, IntConv2d, IntGraph, IntMaxPool, IntMeanWindow, IntNode
 
 LARGEST_ROWS = 255
 """Of a job, as its record holds them."""
@@ -75,7 +75,9 @@ class Pattern:
 
 def window(graph: IntGraph, node: IntNode) -> Window | None:
     """The rows that a layer reads; None when it cannot be cut into rows."""
-    if not isinstance(node, IntConv2d | IntAvgPool | IntMaxPool) or node.output.h < 2 or (isinstance(node, IntConv2d) and node.dense):
+    if not isinstance(node, IntConv2d | IntAvgPool | IntMaxPool | IntMeanWindow):
+        return None
+    if node.output.h < 2 or (isinstance(node, IntConv2d) and node.dense):
         return None
     return Window(node.kernel[0], node.stride[0], node.padding[0], graph.tensor(node.inputs[0]).h, node.output.h)
 

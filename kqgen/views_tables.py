@@ -100,7 +100,8 @@ def _weights_table(graph: IntGraph, ident: str, node: IntConv2d) -> TableView:
     if isinstance(stored, UniformWeights):
         order = f"[{c_out} out][{k_h}][{k_w}][{c_in} in]"
         what = f"{_counted(stored.values.size, 'weight')} x {stored.bits} bits, two's complement, {order}: SPEC 4.4"
-        return _packed(ident, pack_uniform(stored.values, stored.bits, lowest=node.requant.multiplier.itemsize == 4), stored.packed_bytes, what)
+        packed = pack_uniform(stored.values, stored.bits, lowest=node.requant.multiplier.itemsize == 4)
+        return _packed(ident, packed, stored.packed_bytes, what)
     codebook = graph.codebook(stored.codebook)
     one = codebook.stage_bits(stored.index_bits)
     parts = [f"{one} + {one} index" if codebook.additive else f"{one} index", *(["1 sign"] if codebook.sign else [])]
