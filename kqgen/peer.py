@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import functools
+import math
 from collections.abc import Mapping
 from importlib import resources
 
-from kqgen.intgraph import IntAdd, IntAvgPool, IntConv2d, IntNode
+from kqgen.intgraph import IntAdd, IntAvgPool, IntConv2d, IntMeanWindow, IntNode, IntRescaledAdd, IntSoftmax
 
 NAME = "CMSIS-NN"
 CORES = ("m0p", "m4", "m33", "m7", "m55")
@@ -30,17 +31,30 @@ def _keys(node: IntNode) -> tuple[_Key, ...]:
     added: _Key = ("add", "1x1", "1", out.c, out.c, out.h, out.w)
     match node:
         case IntConv2d(dense=True):
-            return (("dense", "1x1", "1", node.in_shape[2], out.c, 1, 1),)
+            return (("dense", "1x1", "1", math.prod(node.in_shape), out.c, 1, 1),)
         case IntConv2d():
-            stride = str(node.stride[0]) if node.stride[0] == node.stride[1] else f"{node.stride[0]}x{node.stride[1]}"
-            conv: _Key = ("conv", f"{node.kernel[0]}x{node.kernel[1]}", stride, node.in_shape[2], out.c, out.h, out.w)
+            run = _run(node)
+            (k_h, k_w), (down, across) = node.kernel, node.stride
+            k_w, across = k_w // run, across // run
+            stride = str(down) if down == across else f"{down}x{across}"
+            op = "depthwise" if node.depthwise else "conv"
+            conv: _Key = (op, f"{k_h}x{k_w}", stride, node.in_shape[2] * run, out.c, out.h, out.w)
             return (conv,) if node.addend is None else (conv, added)
-        case IntAdd():
+        case IntAdd() | IntRescaledAdd():
             return (added,)
-        case IntAvgPool():
+        case IntAvgPool() | IntMeanWindow():
             return (("avg_pool", f"{node.kernel[0]}x{node.kernel[1]}", "1", out.c, out.c, out.h, out.w),)
+        case IntSoftmax():
+            return (("softmax", "1x1", "1", out.c, out.c, out.h, out.w),)
         case _:
             return ()
+
+
+def _run(node: IntConv2d) -> int:
+    """How many neighbouring columns of the map as the kernel reads it are channels of one pixel of a 1x1 layer, 1 where none are."""
+    k_w = node.kernel[1]
+    cut = node.kernel[0] == 1 and not any(node.padding) and node.stride[1] % k_w == 0 and not node.depthwise
+    return k_w if cut and node.output.w * node.stride[1] == node.in_shape[1] else 1
 
 
 @functools.cache
