@@ -7,6 +7,27 @@
 
 #define DSP_FOUR 4u
 
+/* Results of a 3x3 kernel on a plane: rows of words that give two results each, then words that give one. The first ones belong to an
+ * output channel; a multiplier is 0..2^31-1, of 2^32.
+ */
+typedef struct {
+    uint32_t weights[6]; /* of each kernel row the first and second, then the second and third */
+    const uint32_t *x;
+    int8_t *to;
+    uint32_t row_bytes; /* of the plane */
+    uint32_t end;       /* for dsp_nines */
+    uint32_t bias;
+    uint32_t multiplier;
+    int32_t zero_point;
+    uint32_t step; /* between results */
+    uint32_t turn_bytes;
+    uint32_t pairs_bytes; /* words that give two results */
+    uint32_t odd_bytes;
+    uint32_t gap_bytes; /* from the end of these to the next row */
+    uint32_t rows;
+} dsp_nines_job;
+KQ_ASSERT_SIZE(dsp_nines_job, 76u);
+
 /* A layer's planes in scratch, and the output channel at work. */
 typedef struct {
     const depthwise_layer *layer;
@@ -19,18 +40,20 @@ typedef struct {
     int8_t *room;       /* two kernels as bytes */
     uint32_t nines;     /* the kernel is 3x3, the stride of columns 1 or 2, the rule SPEC 3.2 */
     uint32_t plain;     /* results need no more than saturation */
+    dsp_nines_job job;
 } dsp_planes;
 
-/* Lays out a row of one channel, whose first value is at `from`; a row of padding has no columns. */
-KQGEN_CODE static KQ_NOINLINE void dsp_lay_row(const dsp_planes *planes, const int8_t *from, uint32_t columns, uint32_t pad, uint32_t *to)
+/* Lays out a row of one channel, whose first value is at `from`. */
+KQGEN_CODE static KQ_NOINLINE void dsp_lay_row(const dsp_planes *planes, const int8_t *from, uint32_t pad, uint32_t *to)
 {
-    const uint32_t step = planes->layer->window->c_in;
-    uint32_t column = 0u - planes->layer->window->pad_left;
+    const kq_window *window = planes->layer->window;
+    const uint32_t step = window->c_in;
+    uint32_t column = 0u - window->pad_left;
     uint32_t left;
-    from -= planes->layer->window->pad_left * step;
+    from -= window->pad_left * step;
     for (left = planes->row_words; left != 0; --left) {
-        const uint32_t low = column < columns ? (uint32_t)from[0] : pad;
-        const uint32_t high = column + 1u < columns ? (uint32_t)from[step] : pad;
+        const uint32_t low = column < window->w_in ? (uint32_t)from[0] : pad;
+        const uint32_t high = column + 1u < window->w_in ? (uint32_t)from[step] : pad;
         *to = kq_low_halves(low, high);
         to += planes->turns;
         from += 2u * step;
@@ -51,69 +74,79 @@ static KQ_INLINE void dsp_put_fours(uint32_t *to, uint32_t quad0, uint32_t quad1
     to[3] = kq_high_halves(odd0, odd1);
 }
 
-/* As dsp_lay_row, four channels that begin with the one at `from`; `pads` are their padding values. */
-KQGEN_CODE static KQ_NOINLINE void dsp_lay_fours(
-    const dsp_planes *planes, const int8_t *from, uint32_t columns, uint32_t pads, uint32_t *to)
+/* Lays out four channels of rows of the map, the first value of them at `from`. */
+KQGEN_CODE static KQ_NOINLINE void dsp_lay_fours(const dsp_planes *planes, const int8_t *from, uint32_t rows, uint32_t pads, uint32_t *to)
 {
-    const uint32_t step = planes->layer->window->c_in;
-    const uint32_t *end = to + planes->row_words * DSP_FOUR;
-    uint32_t column = 0u - planes->layer->window->pad_left;
-    from -= planes->layer->window->pad_left * step;
-    do {
-        if (column + 1u < columns && column < columns) {
-            uint32_t pairs = (columns - column) >> 1;
-            const uint32_t room = (uint32_t)(end - to) >> 2;
-            if (pairs > room) {
-                pairs = room;
-            }
-            column += 2u * pairs;
-            do {
-                dsp_put_fours(to, kq_quad_at(from), kq_quad_at(from + step));
-                to += DSP_FOUR;
-                from += 2u * step;
-                --pairs;
-            } while (pairs != 0);
-        } else {
-            const uint32_t quad0 = column < columns ? kq_quad_at(from) : pads;
-            const uint32_t quad1 = column + 1u < columns ? kq_quad_at(from + step) : pads;
-            dsp_put_fours(to, quad0, quad1);
-            to += DSP_FOUR;
-            from += 2u * step;
-            column += 2u;
+    const kq_window *window = planes->layer->window;
+    const uint32_t step = window->c_in;
+    const uint32_t late = window->pad_left & 1u;
+    const uint32_t room = 2u * planes->row_words - window->pad_left;
+    const uint32_t columns = window->w_in < room ? window->w_in : room;
+    const uint32_t pairs = (columns - late) >> 1;
+    const uint32_t row_bytes = window->w_in * step;
+    to += (window->pad_left >> 1) * DSP_FOUR;
+    for (; rows != 0; --rows) {
+        const int8_t *at = from;
+        uint32_t *word = to;
+        uint32_t left;
+        if (late != 0) {
+            dsp_put_fours(word, pads, kq_quad_at(at));
+            word += DSP_FOUR;
+            at += step;
         }
-    } while (to != end);
+        for (left = pairs; left != 0; --left) {
+            dsp_put_fours(word, kq_quad_at(at), kq_quad_at(at + step));
+            word += DSP_FOUR;
+            at += 2u * step;
+        }
+        if (((columns - late) & 1u) != 0) {
+            dsp_put_fours(word, kq_quad_at(at), pads);
+        }
+        from += row_bytes;
+        to += planes->row_words * DSP_FOUR;
+    }
 }
 
-/* Lays out input channels first..first+channels-1, `turns` of them at most. */
+/* Lays out input channels first..first+channels-1, `turns` of them at most. What no row of the map reaches is padding; where all channels
+ * have the same it stays from one call to the next.
+ */
 KQGEN_CODE static KQ_NOINLINE void dsp_lay(const dsp_planes *planes, const int8_t *input, uint32_t first, uint32_t channels)
 {
     const depthwise_layer *layer = planes->layer;
     const kq_window *window = layer->window;
-    const uint32_t row_bytes = (uint32_t)window->w_in * window->c_in;
+    const uint32_t row_step = planes->row_words * planes->turns;
+    const uint32_t above = window->pad_top < layer->rows ? window->pad_top : layer->rows;
+    const uint32_t inside = layer->rows - above < window->h_in ? layer->rows - above : window->h_in;
     uint32_t pads[DSP_FOUR];
-    uint32_t *to = planes->words;
-    uint32_t y = 0u - window->pad_top;
-    uint32_t left;
     uint32_t i;
+    input += first;
     for (i = 0; i < channels; ++i) {
         pads[i] = (uint32_t)kq_pad(layer->pad_values, (int8_t)layer->pad_value, first + i);
     }
-    if (channels == DSP_FOUR) {
-        pads[0] = (pads[0] & 0xFFu) | (pads[1] & 0xFFu) << 8 | (pads[2] & 0xFFu) << 16 | pads[3] << 24;
-    }
-    input += first;
-    for (left = layer->rows; left != 0; --left) {
-        const uint32_t columns = y < window->h_in ? window->w_in : 0;
-        const int8_t *from = input + (columns != 0 ? y * row_bytes : 0);
-        if (channels == DSP_FOUR) {
-            dsp_lay_fours(planes, from, columns, pads[0], to);
-        } else {
-            for (i = 0; i < channels; ++i) {
-                dsp_lay_row(planes, from + i, columns, pads[i], to + i);
+    if (first == 0 || layer->pad_values != NULL) {
+        const uint32_t *end = planes->words + layer->rows * row_step;
+        uint32_t *to;
+        for (i = 0; i < channels; ++i) {
+            for (to = planes->words + i; to < end; to += planes->turns) {
+                *to = kq_low_halves(pads[i], pads[i]);
             }
         }
-        to += planes->row_words * planes->turns;
-        ++y;
+    }
+    if (2u * planes->row_words > window->pad_left) {
+        uint32_t *to = planes->words + above * row_step;
+        if (channels == DSP_FOUR) {
+            const uint32_t low = (pads[0] & 0xFFu) | (pads[1] & 0xFFu) << 8;
+            dsp_lay_fours(planes, input, inside, low | (pads[2] & 0xFFu) << 16 | pads[3] << 24, to);
+        } else {
+            uint32_t left;
+            for (left = inside; left != 0; --left) {
+                for (i = 0; i < channels; ++i) {
+                    dsp_lay_row(planes, input + i, pads[i], to + i);
+                }
+                input += (uint32_t)window->w_in * window->c_in;
+                to += row_step;
+            }
+        }
     }
 }
 
@@ -129,26 +162,22 @@ KQGEN_CODE static KQ_NOINLINE void dsp_lay(const dsp_planes *planes, const int8_
     "smlabt r11, r10, " right ", r11\n smlad r12, r10, " right ", r12\n"
 #define DSP_ONE_ROW(left, right) "smlad r11, r3, " left ", r11\n smlabt r11, r10, " right ", r11\n"
 
-/* `rows` rows of results of a 3x3 kernel on a plane: `pairs_bytes` of words that give two each, then `odd` words that give one.
- *
- * x: the plane; row_bytes: between its rows; weights: of each kernel row the first and second, then the second and third; to: the first
- * result, others lie `step` bytes apart; multiplier 0..2^31-1 of 2^32; turn_bytes: between words of a row; gap_bytes: from the end of a
- * row's words to the next row. Sums are modulo 2^32. 43 cycles for two results on a Cortex-M4, 33 for one.
- */
-KQGEN_CODE static __attribute__((naked, noinline, used)) void dsp_nines(
-    DSP_UNSEEN const uint32_t *x, DSP_UNSEEN uint32_t row_bytes, DSP_UNSEEN const uint32_t *weights, DSP_UNSEEN int8_t *to,
-    DSP_UNSEEN uint32_t bias, DSP_UNSEEN uint32_t multiplier, DSP_UNSEEN int32_t zero_point, DSP_UNSEEN uint32_t step,
-    DSP_UNSEEN uint32_t turn_bytes, DSP_UNSEEN uint32_t pairs_bytes, DSP_UNSEEN uint32_t odd_bytes, DSP_UNSEEN uint32_t gap_bytes,
-    DSP_UNSEEN uint32_t rows)
+/* Does a job; sums are modulo 2^32. 43 cycles for two results on a Cortex-M4, 33 for one. */
+KQGEN_CODE static __attribute__((naked, noinline, used)) void dsp_nines(DSP_UNSEEN const dsp_nines_job *job)
 {
     __asm__ volatile(
-        "push {r3-r11, lr}\n"
-        "ldm r2, {r4-r9}\n"
-        "mov lr, r3\n"
-        "mov r2, r1\n"
+        "push {r4-r11, lr}\n"
+        "sub sp, #40\n"
+        "add r1, r0, #36\n"
+        "ldm r1, {r2-r11}\n"
+        "stm sp, {r2-r11}\n"
+        "ldm r0, {r4-r9}\n"
+        "ldr lr, [r0, #28]\n"
+        "ldr r2, [r0, #32]\n"
+        "ldr r0, [r0, #24]\n"
         "1:\n" /* a row */
-        "ldr r3, [sp, #60]\n"
-        "ldr r10, [sp, #56]\n"
+        "ldr r3, [sp, #24]\n"
+        "ldr r10, [sp, #20]\n"
         "adds r3, r3, r0\n"
         "add r1, r0, r10\n"
         "str r3, [sp]\n"
@@ -156,7 +185,7 @@ KQGEN_CODE static __attribute__((naked, noinline, used)) void dsp_nines(
         "beq 3f\n"
         ".p2align 2\n"
         "2:\n" /* two results */
-        "ldr r11, [sp, #40]\n"
+        "ldr r11, [sp, #4]\n"
         DSP_LOAD("")
         "mov r12, r11\n"
         DSP_TWO_ROW("r4", "r5")
@@ -164,12 +193,12 @@ KQGEN_CODE static __attribute__((naked, noinline, used)) void dsp_nines(
         DSP_TWO_ROW("r6", "r7")
         DSP_LOAD(", r2, lsl #1")
         DSP_TWO_ROW("r8", "r9")
-        "ldr r3, [sp, #44]\n"
-        "ldr r10, [sp, #48]\n"
+        "ldr r3, [sp, #8]\n"
+        "ldr r10, [sp, #12]\n"
         "smmlar r11, r11, r3, r10\n"
         "smmlar r12, r12, r3, r10\n"
-        "ldr r3, [sp, #52]\n"
-        "ldr r10, [sp, #56]\n"
+        "ldr r3, [sp, #16]\n"
+        "ldr r10, [sp, #20]\n"
         "ssat r11, #8, r11\n"
         "ssat r12, #8, r12\n"
         "strb r11, [lr]\n"
@@ -181,25 +210,25 @@ KQGEN_CODE static __attribute__((naked, noinline, used)) void dsp_nines(
         "cmp r0, r3\n"
         "bne 2b\n"
         "3:\n"
-        "ldr r10, [sp, #64]\n"
+        "ldr r10, [sp, #28]\n"
         "adds r3, r3, r10\n"
         "str r3, [sp]\n"
         "cmp r0, r3\n"
         "beq 5f\n"
         ".p2align 2\n"
         "4:\n" /* one result */
-        "ldr r11, [sp, #40]\n"
+        "ldr r11, [sp, #4]\n"
         DSP_LOAD("")
         DSP_ONE_ROW("r4", "r5")
         DSP_LOAD(", r2")
         DSP_ONE_ROW("r6", "r7")
         DSP_LOAD(", r2, lsl #1")
         DSP_ONE_ROW("r8", "r9")
-        "ldr r3, [sp, #44]\n"
-        "ldr r10, [sp, #48]\n"
+        "ldr r3, [sp, #8]\n"
+        "ldr r10, [sp, #12]\n"
         "smmlar r11, r11, r3, r10\n"
-        "ldr r3, [sp, #52]\n"
-        "ldr r10, [sp, #56]\n"
+        "ldr r3, [sp, #16]\n"
+        "ldr r10, [sp, #20]\n"
         "ldr r12, [sp]\n"
         "ssat r11, #8, r11\n"
         "add r0, r0, r10\n"
@@ -209,13 +238,14 @@ KQGEN_CODE static __attribute__((naked, noinline, used)) void dsp_nines(
         "cmp r0, r12\n"
         "bne 4b\n"
         "5:\n"
-        "ldr r3, [sp, #68]\n"
-        "ldr r10, [sp, #72]\n"
+        "ldr r3, [sp, #32]\n"
+        "ldr r10, [sp, #36]\n"
         "add r0, r0, r3\n"
         "subs r10, r10, #1\n"
-        "str r10, [sp, #72]\n"
+        "str r10, [sp, #36]\n"
         "bne 1b\n"
-        "pop {r3-r11, pc}\n");
+        "add sp, #40\n"
+        "pop {r4-r11, pc}\n");
 }
 
 #else
@@ -248,32 +278,30 @@ static KQ_INLINE uint32_t dsp_next_nine(const uint32_t *x, uint32_t row, uint32_
     return acc;
 }
 
-/* `rows` rows of results of a 3x3 kernel on a plane: `pairs_bytes` of words that give two each, then `odd` words that give one.
- *
- * x: the plane; row_bytes: between its rows; weights: of each kernel row the first and second, then the second and third; to: the first
- * result, others lie `step` bytes apart; multiplier 0..2^31-1 of 2^32; turn_bytes: between words of a row; gap_bytes: from the end of a
- * row's words to the next row. Sums are modulo 2^32.
- */
-KQGEN_CODE static KQ_NOINLINE void dsp_nines(
-    const uint32_t *x, uint32_t row_bytes, const uint32_t *weights, int8_t *to, uint32_t bias, uint32_t multiplier, int32_t zero_point,
-    uint32_t step, uint32_t turn_bytes, uint32_t pairs_bytes, uint32_t odd_bytes, uint32_t gap_bytes, uint32_t rows)
+/* Does a job; sums are modulo 2^32. */
+KQGEN_CODE static KQ_NOINLINE void dsp_nines(const dsp_nines_job *job)
 {
-    const uint32_t row = row_bytes >> 2;
-    const uint32_t turn = turn_bytes >> 2;
+    const uint32_t row = job->row_bytes >> 2;
+    const uint32_t turn = job->turn_bytes >> 2;
+    const uint32_t *x = job->x;
+    int8_t *to = job->to;
+    uint32_t rows = job->rows;
     do {
-        const uint32_t *end = x + (pairs_bytes >> 2);
+        const uint32_t *end = x + (job->pairs_bytes >> 2);
         for (; x != end; x += turn) {
-            *to = (int8_t)kq_saturated(kq_multiply_high(dsp_nine(x, row, turn, weights, bias), multiplier, zero_point));
-            to += step;
-            *to = (int8_t)kq_saturated(kq_multiply_high(dsp_next_nine(x, row, turn, weights, bias), multiplier, zero_point));
-            to += step;
+            const uint32_t acc0 = dsp_nine(x, row, turn, job->weights, job->bias);
+            const uint32_t acc1 = dsp_next_nine(x, row, turn, job->weights, job->bias);
+            to[0] = (int8_t)kq_saturated(kq_multiply_high(acc0, job->multiplier, job->zero_point));
+            to[job->step] = (int8_t)kq_saturated(kq_multiply_high(acc1, job->multiplier, job->zero_point));
+            to += 2u * job->step;
         }
-        end = x + (odd_bytes >> 2);
+        end = x + (job->odd_bytes >> 2);
         for (; x != end; x += turn) {
-            *to = (int8_t)kq_saturated(kq_multiply_high(dsp_nine(x, row, turn, weights, bias), multiplier, zero_point));
-            to += step;
+            const uint32_t acc = dsp_nine(x, row, turn, job->weights, job->bias);
+            *to = (int8_t)kq_saturated(kq_multiply_high(acc, job->multiplier, job->zero_point));
+            to += job->step;
         }
-        x += gap_bytes >> 2;
+        x += job->gap_bytes >> 2;
         --rows;
     } while (rows != 0);
 }
@@ -353,51 +381,60 @@ KQGEN_CODE static KQ_NOINLINE void dsp_convolve_any(const dsp_planes *planes, ui
     }
 }
 
-/* Output channel o by a 3x3 kernel that steps by one or two columns; 0, and nothing done, where SPEC 3.2 is no single multiplication by an
- * integer below 2^31.
- */
+/* What the jobs of a layer's 3x3 kernels share: rows at once, or one after the other by way of scratch. */
+KQGEN_CODE static void dsp_prepare_nines(dsp_planes *planes)
+{
+    const kq_window *window = planes->layer->window;
+    const uint32_t pairs = window->stride_w == 1 ? (uint32_t)window->w_out >> 1 : 0;
+    const uint32_t odd = window->w_out - 2u * pairs;
+    dsp_nines_job *job = &planes->job;
+    job->turn_bytes = 4u * planes->turns;
+    job->row_bytes = planes->row_words * job->turn_bytes;
+    job->zero_point = planes->layer->requant->zero_point;
+    job->step = planes->plain ? window->c_out : 1u;
+    job->pairs_bytes = pairs * job->turn_bytes;
+    job->odd_bytes = odd * job->turn_bytes;
+    job->gap_bytes = window->stride_h * job->row_bytes - job->pairs_bytes - job->odd_bytes;
+    job->rows = planes->plain ? window->h_out : 1u;
+}
+
+/* Output channel o by a 3x3 kernel; 0, and nothing done, where SPEC 3.2 is no single multiplication by an integer below 2^31. */
 KQGEN_CODE static KQ_NOINLINE uint32_t dsp_convolve_nines(
-    const dsp_planes *planes, uint32_t o, const int8_t *kernel, const uint32_t *words, int8_t *to)
+    dsp_planes *planes, uint32_t o, const int8_t *kernel, const uint32_t *words, int8_t *to)
 {
     const kq_window *window = planes->layer->window;
     const kq_requant *requant = planes->layer->requant;
-    const uint32_t turn_bytes = 4u * planes->turns;
-    const uint32_t row_bytes = planes->row_words * turn_bytes;
+    dsp_nines_job *job = &planes->job;
     const uint32_t up = 16u + requant->acc_shift - requant->shift[o];
-    const uint32_t pairs = window->stride_w == 1 ? (uint32_t)window->w_out >> 1 : 0;
-    const uint32_t odd = window->w_out - 2u * pairs;
-    const uint32_t next_bytes = window->stride_h * row_bytes;
-    uint32_t rows = window->h_out;
-    uint32_t weights[6];
+    uint32_t rows;
     if (up > 16u) {
         return 0;
     }
-    weights[0] = kq_low_halves((uint32_t)kernel[0], (uint32_t)kernel[1]);
-    weights[1] = kq_low_halves((uint32_t)kernel[1], (uint32_t)kernel[2]);
-    weights[2] = kq_low_halves((uint32_t)kernel[3], (uint32_t)kernel[4]);
-    weights[3] = kq_low_halves((uint32_t)kernel[4], (uint32_t)kernel[5]);
-    weights[4] = kq_low_halves((uint32_t)kernel[6], (uint32_t)kernel[7]);
-    weights[5] = kq_low_halves((uint32_t)kernel[7], (uint32_t)kernel[8]);
-    for (;;) {
-        dsp_nines(
-            words, row_bytes, weights, planes->plain ? to : planes->row, (uint32_t)requant->bias[o],
-            (uint32_t)requant->multiplier[o] << up, requant->zero_point, planes->plain ? window->c_out : 1u, turn_bytes,
-            pairs * turn_bytes, odd * turn_bytes, next_bytes - (pairs + odd) * turn_bytes, planes->plain ? rows : 1u);
-        if (planes->plain) {
-            return 1;
-        }
+    job->weights[0] = kq_low_halves((uint32_t)kernel[0], (uint32_t)kernel[1]);
+    job->weights[1] = kq_low_halves((uint32_t)kernel[1], (uint32_t)kernel[2]);
+    job->weights[2] = kq_low_halves((uint32_t)kernel[3], (uint32_t)kernel[4]);
+    job->weights[3] = kq_low_halves((uint32_t)kernel[4], (uint32_t)kernel[5]);
+    job->weights[4] = kq_low_halves((uint32_t)kernel[6], (uint32_t)kernel[7]);
+    job->weights[5] = kq_low_halves((uint32_t)kernel[7], (uint32_t)kernel[8]);
+    job->bias = (uint32_t)requant->bias[o];
+    job->multiplier = (uint32_t)requant->multiplier[o] << up;
+    job->x = words;
+    job->to = planes->plain ? to : planes->row;
+    dsp_nines(job);
+    for (rows = window->h_out; !planes->plain; dsp_nines(job)) {
         dsp_settle(planes, to);
         to += (uint32_t)window->w_out * window->c_out;
-        words += next_bytes >> 2;
+        job->x += (window->stride_h * job->row_bytes) >> 2;
         --rows;
         if (rows == 0) {
-            return 1;
+            break;
         }
     }
+    return 1;
 }
 
 /* Output channel o; `words` is the plane of its input channel. */
-KQGEN_CODE static void dsp_convolve(const dsp_planes *planes, uint32_t o, const uint32_t *words, int8_t *to)
+KQGEN_CODE static void dsp_convolve(dsp_planes *planes, uint32_t o, const uint32_t *words, int8_t *to)
 {
     const int8_t *kernel = depthwise_kernel(planes->layer, o, planes->room);
     if (planes->nines == 0 || !dsp_convolve_nines(planes, o, kernel, words, to)) {
@@ -423,6 +460,7 @@ KQGEN_CODE static KQ_NOINLINE void dsp_depthwise(const depthwise_layer *layer, c
     planes.room = planes.row + window->w_out;
     planes.nines = window->k_h == 3 && window->k_w == 3 && window->stride_w <= 2 && !kq_rounds_as_tflite(requant->acc_shift);
     planes.plain = requant->sum == NULL && requant->hi - requant->lo == INT8_MAX - INT8_MIN;
+    dsp_prepare_nines(&planes);
     while (first < window->c_in) {
         const uint32_t channels = window->c_in - first < planes.turns ? window->c_in - first : planes.turns;
         uint32_t i;
