@@ -17,6 +17,7 @@ from kqgen.errors import InputError
 from kqgen.floatexec import evaluate
 from kqgen.intgraph import IntConv2d, IntGraph, KqWeights, QTensor, codeword_rows
 from kqgen.ir import Conv2d, Graph, Input, Node, frozen_array
+from kqgen.lower_conv import at_zero, zero_codes
 from kqgen.post_training import fake_quantise
 
 Float64 = npt.NDArray[np.float64]
@@ -47,9 +48,7 @@ def _real(node: Conv2d, layer: IntConv2d, integers: IntGraph, codewords: Codewor
     whole = integers.weights(layer).reshape(c_out, k_h, k_w, c_in).transpose(0, 3, 1, 2).astype(np.float64)
     source = integers.tensor(layer.inputs[0])
     scale = layer.weight_scale.astype(np.float64)
-    offset = np.zeros(c_in) if node.input_offset is None else node.input_offset.astype(np.float64)
-    zeros = source.zero_point + offset / source.scale
-    bias = (layer.requant.bias + whole.sum(axis=(2, 3)) @ zeros) * source.scale * scale
+    bias = (layer.requant.bias + at_zero(node, whole.transpose(0, 2, 3, 1), zero_codes(node, source))) * source.scale * scale
     values = _kernels(layer.weights, integers, codewords, whole) if isinstance(layer.weights, KqWeights) else whole
     return replace(node, weight=frozen_array(scale[:, None, None, None] * values), bias=frozen_array(bias))
 
@@ -65,7 +64,10 @@ def _kernels(weights: KqWeights, integers: IntGraph, codewords: Codewords, whole
             found=str(values.shape), wanted=str(book.values.shape), do="give one codeword for each that is stored, in its place",
         )  # fmt: skip
     kernels: Float64 = values[codeword_rows(weights, book)].sum(axis=0)
-    return np.where(weights.negative[:, :, None, None], -kernels, kernels)
+    signed = np.where(weights.negative[:, :, None, None], -kernels, kernels)
+    # As they lie in memory, where runs of a layer's inputs are the inputs themselves.
+    c_out, c_in, k_h, k_w = whole.shape
+    return signed.transpose(0, 2, 3, 1).reshape(c_out, k_h, k_w, c_in).transpose(0, 3, 1, 2)
 
 
 def simulate(graph: Graph, integers: IntGraph, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

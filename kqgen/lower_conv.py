@@ -42,7 +42,7 @@ def conv(node: ir.Conv2d, source: QTensor, output: QTensor, quantised: Quantised
             do="pool the map before the fully connected layer",
         )
     integers = layer.integers(books).astype(np.int64)
-    zeros = _zeros(node, source)
+    zeros = zero_codes(node, source)
     scale = layer.weight_scale.astype(np.float64)
     bias = _bias(node, integers, zeros, layer.bias.astype(np.float64) / (source.scale * scale))
     factors = source.scale * scale / output.scale
@@ -104,7 +104,7 @@ def _shape(
     return (h, w, c), (1, 1), stride, ir.NO_PADDING, UniformWeights(weights.bits, frozen(values, np.int8))
 
 
-def _zeros(node: ir.Conv2d, source: QTensor) -> Float64:
+def zero_codes(node: ir.Conv2d, source: QTensor) -> Float64:
     """The (possibly fractional) code of real 0 in each input channel of the weights; with runs (g, c_in / g)."""
     channels = int(node.weight.shape[1]) * (node.groups if node.depthwise else node.run)
     offset = np.zeros(channels) if node.input_offset is None else node.input_offset.astype(np.float64)
@@ -116,7 +116,7 @@ def _zeros(node: ir.Conv2d, source: QTensor) -> Float64:
 
 def _bias(node: ir.Conv2d, weights: Int64, zeros: Float64, real_bias: Float64) -> Int64:
     """SPEC 5.1: bias minus the input's zero points; weights are (c_out, k_h, k_w, c_in)."""
-    exact = real_bias - _at_zero(node, weights.astype(np.float64), zeros)
+    exact = real_bias - at_zero(node, weights.astype(np.float64), zeros)
     if not np.all(np.abs(exact) < INT32_LIMIT):
         channel = int(np.argmax(np.abs(exact)))
         raise UnsupportedError(
@@ -128,7 +128,7 @@ def _bias(node: ir.Conv2d, weights: Int64, zeros: Float64, real_bias: Float64) -
     return fixed.round_half_up(exact)
 
 
-def _at_zero(node: ir.Conv2d, weights: Float64, zeros: Float64) -> Array:
+def at_zero(node: ir.Conv2d, weights: Float64, zeros: Float64) -> Array:
     """What the weights (c_out, k_h, k_w, c_in) make of an input that is real 0 throughout."""
     if node.run > 1:
         return np.asarray(np.einsum("ojr,jr->o", weights.reshape(len(weights), *zeros.shape), zeros))
