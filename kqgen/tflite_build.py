@@ -1,11 +1,12 @@
 """A PyTorch module put together from a TFLite network, operator by operator; channels first, as PyTorch has them.
 
-A TFLite tensor of sizes (n, ..., c) is the PyTorch tensor (n, c, ...). Each operator is run once on zeros as it is added, so that what
-does not fit is known by its name.
+A TFLite tensor of sizes (n, ..., c) is the PyTorch tensor (n, c, ...). Each operator is run once as it is added, on tensors that have
+shapes and no numbers, so that what does not fit is known by its name.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -59,7 +60,7 @@ class Value:
     Attributes:
         node: what makes it.
         shape: as TFLite has it.
-        example: what it is for inputs of zeros.
+        example: a tensor of its shape, without numbers.
         scrambled: (h, w, c) of the map whose numbers this vector holds in the order (c, h, w); None: the order is TFLite's.
     """
 
@@ -78,14 +79,14 @@ class Net:
         self.values: dict[int, Value] = {}
         for number in model.inputs:
             shape = model.tensors[number].shape
-            example = torch.zeros(channels_first(shape))
+            example = torch.empty(channels_first(shape), device="meta")
             self.values[number] = Value(self.graph.placeholder(names[number]), shape, example)
 
     def free(self, wanted: str) -> str:
         """A name for a submodule or buffer close to `wanted`."""
         return unique(wanted, {name for name, _ in (*self.root.named_children(), *self.root.named_buffers(recurse=False))})
 
-    def call(self, function: Callable[..., Any], value: Value, *others: Any, **named: Any) -> Value:
+    def call(self, function: Callable[..., Any], value: Value, /, *others: Any, **named: Any) -> Value:
         """function(value, ...); among `others` there may be values."""
         nodes = [each.node if isinstance(each, Value) else each for each in others]
         examples = [each.example if isinstance(each, Value) else each for each in others]
@@ -96,7 +97,7 @@ class Net:
         """The module in eval mode, and zeros for its inputs."""
         made = tuple(self.values[number].node for number in self.model.outputs)
         self.graph.output(made if len(made) > 1 else made[0])
-        examples = tuple(self.values[number].example for number in self.model.inputs)
+        examples = tuple(torch.zeros(channels_first(self.model.tensors[number].shape)) for number in self.model.inputs)
         return fx.GraphModule(self.root, self.graph).eval(), examples
 
 
@@ -130,7 +131,10 @@ class Step:
         tensor = self.tensor(place)
         if tensor.values is not None:
             raise self.refuse(f"input {place} is a constant", wanted="a computed tensor")
-        return self.net.values[self.operator.inputs[place]]
+        value = self.net.values[self.operator.inputs[place]]
+        if len(value.shape) < 2:
+            raise self.refuse(f"input {place} of {len(value.shape)} axes", wanted="a batch and at least one more")
+        return value
 
     def is_constant(self, place: int) -> bool:
         """Whether input `place` is known before the network runs."""
@@ -154,7 +158,7 @@ class Step:
         """Sizes of a result, as the file states them."""
         return self.net.model.tensors[self.operator.outputs[place]].shape
 
-    def call(self, function: Callable[..., Any], value: Value, *others: Any, **named: Any) -> Value:
+    def call(self, function: Callable[..., Any], value: Value, /, *others: Any, **named: Any) -> Value:
         """function(value, ...); among `others` there may be values."""
         with self._naming():
             return self.net.call(function, value, *others, **named)
@@ -171,7 +175,7 @@ class Step:
         name = self.net.free(self.name)
         self.net.root.add_module(name, module.eval())
         with self._naming():
-            made = module(value.example)
+            made = copy.deepcopy(module).to("meta")(value.example)
         return replace(value, node=self.net.graph.call_module(name, (value.node,)), example=made)
 
     def buffer(self, values: npt.NDArray[Any]) -> Value:
@@ -179,7 +183,7 @@ class Step:
         name = self.net.free(f"{self.name}_constant")
         tensor = torch.from_numpy(np.array(values, np.float32))
         self.net.root.register_buffer(name, tensor)
-        return Value(self.net.graph.get_attr(name), tuple(values.shape), tensor)
+        return Value(self.net.graph.get_attr(name), tuple(values.shape), tensor.to("meta"))
 
     def done(self, value: Value, place: int = 0) -> None:
         """Takes `value`, after the operator's activation, as result `place`."""

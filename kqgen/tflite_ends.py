@@ -42,7 +42,8 @@ def _ends(model: Model, operator: Operator, kind: str, integers: bool, order: tu
     if operator.kind == kind and integers:
         types = {model.tensors[operator.inputs[0]].dtype, model.tensors[operator.outputs[0]].dtype}
         return "float32" in types
-    permutation = model.tensors[operator.inputs[1]].values if operator.kind == "TRANSPOSE" and len(operator.inputs) == 2 else None
+    ordered = operator.kind == "TRANSPOSE" and len(operator.inputs) == 2 and operator.inputs[1] >= 0
+    permutation = model.tensors[operator.inputs[1]].values if ordered else None
     return permutation is not None and tuple(permutation.ravel().tolist()) == order
 
 

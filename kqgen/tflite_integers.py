@@ -155,6 +155,10 @@ def _dense(site: Site) -> tuple[IntNode, ...]:
     if not flat and (site.source().c != features or (source.h, source.w) != (output.h, output.w)):
         raise site.refuse(f"weights {values.shape}", wanted=f"{source.size_bytes} inputs, or {source.c}")
     weights = _weights(site, values.reshape(out, 1, 1, features))
+    largest = 255 * 256 * features + int(np.abs(np.asarray(weights.bias if weights.bias is not None else 0, np.int64)).max())
+    _, shift = rule.quantise_multiplier(source.scale * weights.scale.astype(np.float64) / output.scale)
+    if largest << int(rule.left_shift(shift).max()) >= rule.ACC_LIMIT:
+        raise site.refuse(f"sums up to {largest}, shifts from {int(shift.min())}", wanted=f"sums below {rule.ACC_LIMIT}")
     return (nodes_tflite.fully_connected(site.place(output, source), weights),)
 
 

@@ -15,6 +15,9 @@ from kqgen.nodes_tflite import Place
 from kqgen.tflite_site import Site
 from kqgen.tflite_window import padding_of, slice_bounds
 
+_STEEPEST = 1e6
+"""Steps of a softmax's input, at most: one of 32 is certainty already."""
+
 
 def _sum(site: Site) -> tuple[IntNode, ...]:
     return (_rescaled_sum(site, minus=False),)
@@ -129,7 +132,10 @@ def _softmax(site: Site) -> tuple[IntNode, ...]:
     source, output = site.source(), site.output()
     if (output.scale, output.zero_point) != (1 / 256, -128):
         raise site.refuse(f"scale {output.scale:g}, zero point {output.zero_point}", wanted="1/256 and -128, as TFLite itself wants")
-    table = exponentials(source.scale * site.operator.options.beta)
+    beta = site.operator.options.beta
+    if not 0 < source.scale * beta < _STEEPEST:
+        raise site.refuse(f"beta {beta:g}, scale {source.scale:g}", wanted=f"a product above 0 and below {_STEEPEST:g}")
+    table = exponentials(source.scale * beta)
     return (IntSoftmax(output.name, output.name, (output.name,), (source.name,), output, -128, 127, frozen(table, np.int32)),)
 
 

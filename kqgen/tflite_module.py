@@ -90,7 +90,9 @@ def _pin(net: Net, number: int) -> None:
     tensor = net.model.tensors[number]
     if tensor.quantised and tensor.dtype in ("int8", "uint8"):
         scale, zero_point = int8_quantisation(tensor)
-        net.values[number] = net.call(torch.fake_quantize_per_tensor_affine, net.values[number], scale, zero_point, -128, 127)
+        value = net.values[number]
+        node = net.graph.call_function(torch.fake_quantize_per_tensor_affine, (value.node, scale, zero_point, -128, 127))
+        net.values[number] = replace(value, node=node)
 
 
 def int8_quantisation(tensor: Tensor) -> tuple[float, int]:

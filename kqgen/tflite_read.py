@@ -33,7 +33,8 @@ _MANY = 1 << 16
 """Tensors, operators, buffers and operator codes, at most."""
 _MANY_OPERANDS = 64
 _MANY_AXES = 8
-_LARGEST_TENSOR = 1 << 28
+_LARGEST_TENSOR = 1 << 24
+"""Numbers in one tensor: a hundred times what fits a microcontroller."""
 _SHARED = 16
 """Bytes of all constants, at most, as multiples of the file's: a buffer may serve several tensors."""
 _SHOWN = 40
@@ -42,6 +43,8 @@ _SCHEMAS = ("ai_edge_litert.schema_py_generated", "tflite")
 _DTYPES: Mapping[str, np.dtype[Any]] = MappingProxyType(
     {name.upper(): np.dtype(name) for name in ("float32", "float16", "int32", "uint8", "int64", "bool", "int16", "int8")}
 )
+_CODES: Mapping[str, tuple[int, int]] = MappingProxyType({"int8": (-128, 127), "uint8": (0, 255)})
+"""Which codes may stand for 0; other types have none but 0."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -228,7 +231,8 @@ class _Reader:
         place = operator.OpcodeIndex()
         self._need(place < len(codes), f"operator code {place} of {len(codes)}")
         inputs, outputs = self._numbers(operator, "Inputs", len(tensors)), self._numbers(operator, "Outputs", len(tensors))
-        self._need(bool(outputs) and min(outputs) >= 0, f"operator {number} without output")
+        whole = bool(outputs) and min(outputs) >= 0 and inputs[:1] != () and inputs[0] >= 0
+        self._need(whole, f"operator {number} ({codes[place]}) without input or output")
         return Operator(number, codes[place], inputs, outputs, read_options(self.schema, operator, codes[place]))
 
     def _tensor(self, root: Any, tensor: Any) -> Tensor:
@@ -243,7 +247,7 @@ class _Reader:
             what = "keeps its values between calls" if tensor.IsVariable() else "is stored sparse"
             raise UnsupportedError(f"{self.path.name}: tensor {name[:_SHOWN]} {what}", wanted="plain tensors", do="convert without it")
         shape = self._shape(name, tensor)
-        scale, zero_point, axis = self._quantisation(name, tensor.Quantization(), shape)
+        scale, zero_point, axis = self._quantisation(name, tensor.Quantization(), shape, _DTYPES[kind])
         values = self._values(name, root, tensor.Buffer(), shape, _DTYPES[kind])
         return Tensor(name, shape, _DTYPES[kind].name, scale, zero_point, axis, values)
 
@@ -265,7 +269,7 @@ class _Reader:
         self._need(size <= _LARGEST_TENSOR, f"tensor {name[:_SHOWN]} of shape {shape}")
         return shape
 
-    def _quantisation(self, name: str, made: Any, shape: tuple[int, ...]) -> tuple[Float32, Int64, int]:
+    def _quantisation(self, name: str, made: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[Float32, Int64, int]:
         none = np.zeros(0, np.float32), np.zeros(0, np.int64), 0
         if made is None or made.ScaleLength() == 0:
             return none
@@ -276,7 +280,8 @@ class _Reader:
         zeros = np.array(made.ZeroPointAsNumpy(), np.int64) if made.ZeroPointLength() else np.zeros(1, np.int64)
         zero_point = np.array(np.broadcast_to(zeros, scale.shape))
         self._need(bool(np.all(np.isfinite(scale) & (scale > 0))), f"tensor {name[:_SHOWN]}: scales {scale.min()} to {scale.max()}")
-        self._need(bool(np.all(np.abs(zero_point) <= 255)), f"tensor {name[:_SHOWN]}: zero points to {np.abs(zero_point).max()}")
+        low, high = _CODES.get(dtype.name, (0, 0))
+        self._need(bool(np.all((zero_point >= low) & (zero_point <= high))), f"tensor {name[:_SHOWN]}: zero points to {zero_point.max()}")
         for array in (scale, zero_point):
             array.setflags(write=False)
         return scale, zero_point, axis

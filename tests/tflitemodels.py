@@ -13,7 +13,10 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 Array = npt.NDArray[Any]
 
-_TYPES = {"int8": schema.TensorType.INT8, "int32": schema.TensorType.INT32, "float32": schema.TensorType.FLOAT32}
+_TYPES = {
+    "int8": schema.TensorType.INT8, "int32": schema.TensorType.INT32, "float32": schema.TensorType.FLOAT32,
+    "float16": schema.TensorType.FLOAT16, "uint8": schema.TensorType.UINT8, "int16": schema.TensorType.INT16,
+}  # fmt: skip
 
 
 class Maker:
@@ -78,9 +81,9 @@ class Maker:
         return bytes(builder.Output())
 
 
-def reference(model: bytes, *inputs: Array) -> list[Array]:
-    """What TFLite's reference kernels make of one set of inputs, every output in the order of the file."""
-    interpreter = Interpreter(model_content=model, experimental_op_resolver_type=OpResolverType.BUILTIN_REF)
+def reference(model: bytes, *inputs: Array, kernels: OpResolverType = OpResolverType.BUILTIN_REF) -> list[Array]:
+    """What TFLite's reference (or other) kernels make of one set of inputs, every output in the order of the file."""
+    interpreter = Interpreter(model_content=model, experimental_op_resolver_type=kernels)
     interpreter.allocate_tensors()
     for detail, values in zip(interpreter.get_input_details(), inputs, strict=True):
         interpreter.set_tensor(detail["index"], values.reshape(detail["shape"]))
