@@ -123,7 +123,7 @@ def _grown(site: Site) -> float:
             start, limit, delta = (float(each[0]) for each in numbers)
             return float((limit - start) / delta) if delta else math.inf
         case "Pad" if arrays:
-            counts = numbers[1].tolist() if len(numbers) > 1 else list(site.attribute("pads", ()))
+            counts = numbers[1].tolist() if len(numbers) > 1 else list(site.numbers("pads"))
             return float(math.prod(size + sum(map(abs, counts)) for size in arrays[0].shape))
         case "Expand" | "Tile" if len(arrays) == 2:
             return float(arrays[0].size * math.prod(max(each, 1.0) for each in numbers[1].tolist()))

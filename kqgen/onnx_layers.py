@@ -29,9 +29,8 @@ def spatial_rank(site: Site, x: Tensor) -> int:
 
 def spread(site: Site, name: str, rank: int, default: int, least: int = 1) -> tuple[int, ...]:
     """Attribute `name`, one number an axis."""
-    given: tuple[int, ...] = site.attribute(name, ())
-    given = given or (default,) * rank
-    if len(given) != rank or any(not isinstance(each, int) or each < least for each in given):
+    given = site.numbers(name) or (default,) * rank
+    if len(given) != rank or min(given) < least:
         raise site.wrong(f"attribute {name} is {given}", f"{rank} numbers of {least} or more")
     return given
 
@@ -137,7 +136,7 @@ def _transposed_paddings(
     site: Site, x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], extra: Sequence[int]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     rank, auto = len(kernel), site.attribute("auto_pad", "NOTSET")
-    wanted = site.attribute("output_shape", ())[-rank:]
+    wanted = site.numbers("output_shape")[-rank:]
     if auto in ("SAME_UPPER", "SAME_LOWER") and not wanted:
         wanted = tuple(size * step for size, step in zip(x.shape[2:], stride, strict=True))
     if not wanted:

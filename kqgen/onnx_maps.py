@@ -13,6 +13,7 @@ from torch import nn
 from kqgen import onnx_modules as modules
 from kqgen.onnx_layers import around, paddings, spatial_rank, spread
 from kqgen.onnx_site import Constant, Site, Tensor, Value
+from kqgen.onnx_tensor import LARGEST_VALUES
 
 _MAX_POOLS, _AVERAGES = (F.max_pool1d, F.max_pool2d), (F.avg_pool1d, F.avg_pool2d)
 
@@ -107,7 +108,7 @@ def reduce(function: Callable[..., torch.Tensor], since: int) -> Callable[[Site]
     def handle(site: Site) -> Value:
         x = site.tensor()
         rank = len(x.shape)
-        given = site.ints(1) if site.has(1) else site.attribute("axes", ()) if site.opset < since else ()
+        given = site.ints(1) if site.has(1) else site.numbers("axes") if site.opset < since else ()
         if not given and site.attribute("noop_with_empty_axes", 0):
             return x
         axes = sorted({axis_of(site, axis, rank) for axis in given or range(rank)})
@@ -162,7 +163,7 @@ def flatten(site: Site) -> Value:
 def squeeze(site: Site) -> Value:
     """Squeeze of axes of size 1."""
     x = site.tensor()
-    given = site.ints(1) if site.has(1) else site.attribute("axes", ())
+    given = site.ints(1) if site.has(1) else site.numbers("axes")
     axes = {axis_of(site, axis, len(x.shape)) for axis in given} or {axis for axis, size in enumerate(x.shape) if size == 1}
     if any(x.shape[axis] != 1 for axis in axes):
         raise site.wrong(f"axes {sorted(axes)} of {x.shape}", "axes of size 1")
@@ -174,7 +175,7 @@ def squeeze(site: Site) -> Value:
 def unsqueeze(site: Site) -> Value:
     """Unsqueeze."""
     x = site.tensor()
-    given = site.ints(1) if site.has(1) else site.attribute("axes", ())
+    given = site.ints(1) if site.has(1) else site.numbers("axes")
     axes = {axis_of(site, axis, len(x.shape) + len(given)) for axis in given}
     sizes = iter(x.shape)
     return _reshaped(site, [1 if axis in axes else next(sizes) for axis in range(len(x.shape) + len(axes))])
@@ -183,7 +184,7 @@ def unsqueeze(site: Site) -> Value:
 def transpose(site: Site) -> Value:
     """Transpose; the batch axis stays first."""
     x = site.tensor()
-    order = site.attribute("perm", ()) or tuple(reversed(range(len(x.shape))))
+    order = site.numbers("perm") or tuple(reversed(range(len(x.shape))))
     if sorted(order) != list(range(len(x.shape))):
         raise site.wrong(f"perm {order}", f"an order of {len(x.shape)} axes")
     if order == tuple(range(len(x.shape))):
@@ -202,7 +203,7 @@ def split(site: Site) -> tuple[Value, ...]:
     """Split into parts along one axis."""
     x, count = site.tensor(), len(site.node.outputs)
     axis = axis_of(site, site.attribute("axis", 0), len(x.shape))
-    sizes = site.ints(1) if site.has(1) else site.attribute("split", ())
+    sizes = site.ints(1) if site.has(1) else site.numbers("split")
     if not sizes:
         largest = -(-x.shape[axis] // count)
         sizes = (*(largest,) * (count - 1), x.shape[axis] - largest * (count - 1))
@@ -221,7 +222,7 @@ def slices(site: Site) -> Value:
     axes: tuple[int, ...]
     steps: tuple[int, ...] = ()
     if site.opset < 10:
-        starts, ends, axes = site.attribute("starts", ()), site.attribute("ends", ()), site.attribute("axes", ())
+        starts, ends, axes = site.numbers("starts"), site.numbers("ends"), site.numbers("axes")
     else:
         starts, ends = site.ints(1), site.ints(2)
         axes, steps = site.ints(3) if site.has(3) else (), site.ints(4) if site.has(4) else ()
@@ -246,7 +247,7 @@ def pad(site: Site) -> Value:
     if mode != "constant":
         raise site.refuse(f"mode {mode}", wanted="mode constant", do="use zero padding and fine-tune")
     if site.opset < 11:
-        counts, value = list(site.attribute("pads", ())), site.attribute("value", 0.0)
+        counts, value = list(site.numbers("pads")), site.attribute("value", 0.0)
     else:
         counts, value = list(site.ints(1)), site.number(2, 0.0)
     axes = [axis_of(site, axis, rank) for axis in site.ints(3)] if site.has(3) else list(range(rank))
@@ -270,6 +271,8 @@ def resize(site: Site) -> Value:
     if mode != "nearest":
         raise site.refuse(f"mode {mode}", wanted="mode nearest", do="use nearest upsampling by a whole factor and fine-tune")
     sizes, scales = _resized(site, x)
+    if math.prod(sizes) > LARGEST_VALUES:
+        raise site.wrong(f"to {tuple(sizes)}", "sizes that fit a board")
     line = [n // s if s and n % s == 0 else 0 for n, s in zip(sizes, x.shape, strict=True)]
     if line[:2] != [1, 1] or min(line) < 1:
         raise site.refuse(f"to {tuple(sizes[1:])}", wanted="whole factors of rows and columns", do="use scale_factor=2 and the like")
@@ -290,7 +293,7 @@ def _resized(site: Site, x: Tensor) -> tuple[list[int], list[float]]:
     """The sizes asked for, and the scales; operands differ between Upsample and the Resizes."""
     rank = len(x.shape)
     place = 2 if site.node.operator == "Resize" and site.opset >= 11 else 1
-    axes = [axis_of(site, axis, rank) for axis in site.attribute("axes", ()) or range(rank)]
+    axes = [axis_of(site, axis, rank) for axis in site.numbers("axes") or range(rank)]
     if place == 2 and site.has(3) and site.constant(3).size:
         if site.attribute("keep_aspect_ratio_policy", "stretch") != "stretch":
             raise site.refuse("a kept aspect ratio", wanted="keep_aspect_ratio_policy stretch")

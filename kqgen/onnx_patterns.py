@@ -102,8 +102,9 @@ def _mish(known: _Nodes, node: OnnxNode, opset: int) -> _Match | None:
 def _hard_swish(known: _Nodes, node: OnnxNode, opset: int) -> _Match | None:
     for x, gate in _gated(node):
         if known.operand(gate, "HardSigmoid") == x:
-            slope, offset = (known.makers[gate].attributes.get(key, value) for key, value in (("alpha", 0.2), ("beta", 0.5)))
-            if math.isclose(slope, 1 / 6, rel_tol=1e-5) and offset == 0.5:
+            given = known.makers[gate].attributes
+            slope = given.get("alpha", 0.2)
+            if isinstance(slope, float) and math.isclose(slope, 1 / 6, rel_tol=1e-5) and given.get("beta", 0.5) == 0.5:
                 return node, x, (gate,)
     product = known.times(node.outputs[0], 1 / 6)
     if product:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import keyword
+import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +55,17 @@ class Tensor:
 Value = Constant | Tensor
 
 
+@contextmanager
+def _without_log() -> Iterator[None]:
+    """Without torch's log of sizes that do not fit: the error tells."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 class ModuleBuilder:
     """The module that is being made: submodules named after the nodes, and the order they are called in."""
 
@@ -76,7 +89,7 @@ class ModuleBuilder:
     def call(self, name: str, module: nn.Module, operands: Sequence[Tensor]) -> Tensor:
         """Adds `module` under a place as close to `name` as modules allow, and a call of it."""
         module.eval()
-        with self._mode, torch.no_grad():
+        with _without_log(), self._mode, torch.no_grad():
             fake = module(*(each.fake for each in operands))
         return Tensor(self.graph.call_module(self._place(name, module), tuple(each.node for each in operands)), fake)
 
@@ -202,6 +215,13 @@ class Site:
         if isinstance(value, float) and math.isnan(value):
             raise self.wrong(f"attribute {name} is NaN", "a number")
         return value
+
+    def numbers(self, name: str) -> tuple[int, ...]:
+        """Attribute `name` as whole numbers, () where the node has none."""
+        given: tuple[int, ...] = self.attribute(name, ())
+        if not all(isinstance(each, int) for each in given):
+            raise self.wrong(f"attribute {name} is {given}", "whole numbers")
+        return given
 
     def emit(self, module: nn.Module, *operands: Tensor, role: str = "") -> Tensor:
         """Calls `module`, named after the node (and `role` where the node makes several); its sizes must fit."""
