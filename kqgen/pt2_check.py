@@ -108,7 +108,7 @@ def _allowed(key: str, text: str) -> bool:
         return bool(_TARGET.fullmatch(text)) and not text.startswith(_FILE_OPERATORS)
     if key in ("in_spec", "out_spec"):
         return _is_plain_tree(text)
-    if key in ("name", "as_name"):
+    if key in ("name", "as_name", "path_name"):
         return not text or bool(_NAME.fullmatch(text))
     return bool(_PLAIN.fullmatch(text))
 
