@@ -40,7 +40,7 @@ def plane(shape: ConvShape) -> tuple[int, int]:
 def scratch_bytes(shape: ConvShape) -> int:
     """SPEC 6.4."""
     rows, columns = plane(shape)
-    return round4(rows * columns + 2 * shape.n)
+    return round4(4 * (rows * columns + shape.n) + 2 * shape.n)
 
 
 def _dsp_bytes(shape: ConvShape, turns: int) -> int:
