@@ -76,7 +76,8 @@ def _node(where: str, node: IntNode, sources: list[QTensor], books: Mapping[str,
 def _conv(where: str, node: IntConv2d, source: QTensor, books: Mapping[str, IntCodebook]) -> None:
     c_out, (h, w, c_in) = node.output.c, node.in_shape
     read = (1, 1, source.size_bytes) if node.dense else (source.h, source.w, source.c)
-    need((h, w, c_in) == read or (h * w * c_in, node.kernel) == (source.size_bytes, node.stride), where, "in_shape", str(node.in_shape))
+    runs = node.kernel[0] == 1 and node.stride[1] % max(1, node.kernel[1]) == 0 and not any(node.padding)
+    need((h, w, c_in) == read or (runs and h * w * c_in == source.size_bytes), where, "in_shape", str(node.in_shape))
     need(not node.depthwise or c_out % c_in == 0, where, "depthwise", f"{c_in} -> {c_out}")
     steps = (*node.kernel, *node.stride, *node.dilation)
     need(min(steps) > 0 and min(node.padding) >= 0, where, "window", f"{steps}, {node.padding}")

@@ -21,7 +21,7 @@ from kqgen.calibrate import range_roots
 from kqgen.errors import InputError, UnsupportedError
 from kqgen.frontend import export_module, functional, import_functional
 from kqgen.frontend_names import c_identifier, module_path, unique
-from kqgen.ir import Conv2d, Float32, Graph, Input, Node, frozen_array
+from kqgen.ir import ArgMax, Conv2d, Float32, Graph, Input, Node, Softmax, frozen_array
 from kqgen.simplify import simplify
 from kqgen.train_graph import is_batch_norm, operator_name
 
@@ -45,7 +45,8 @@ class TrainedLayer:
     Attributes:
         parameter: dotted name of the weight.
         conv: the layer, with the float weight as the graph has it.
-        plain: the weight has no kernels that could be indexed: a grouped, transposed or one-dimensional convolution, a linear layer.
+        plain: the weight has no kernels: that of a linear layer, or where the network does not compile of a grouped, transposed or
+            one-dimensional convolution.
         channel_axis: of the weight, on which the output channels lie.
         normed: a batch norm follows, so that a scale of the layer's own would change nothing.
         factor: (c_out,) float32, what is multiplied to each output channel on the way to the integers.
@@ -69,11 +70,13 @@ class Point:
         value: its name in the program.
         tensor: its name in the float graph, "" where there is no such graph.
         is_input: it is an input of the network.
+        fixed: (scale, zero point) where training may not choose them.
     """
 
     value: str
     tensor: str
     is_input: bool
+    fixed: tuple[float, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,6 +88,8 @@ class Blueprint:
         graph: the simplified float graph; where the network does not compile, its convolutions alone.
         refusal: why the network does not compile, None when it does.
         layers, points: in execution order.
+        derived: names of the layers of `graph` whose weight is not a parameter as it is, but one turned, split or reordered (transposed
+            and grouped convolutions): training leaves it as it is, and the integers round it to 8 bits.
     """
 
     program: ExportedProgram
@@ -92,6 +97,7 @@ class Blueprint:
     refusal: UnsupportedError | None
     layers: tuple[TrainedLayer, ...]
     points: tuple[Point, ...]
+    derived: tuple[str, ...] = ()
 
 
 def draw(module: torch.nn.Module | ExportedProgram, example_inputs: Sequence[torch.Tensor], name: str) -> Blueprint:
@@ -123,10 +129,9 @@ def _export(module: torch.nn.Module, example_inputs: Sequence[torch.Tensor]) -> 
 
 
 def _of_graph(program: ExportedProgram, graph: Graph, name: str) -> Blueprint:
-    convs = [node for node in graph if isinstance(node, Conv2d)]
-    for conv in convs:
-        if not conv.parameter:
-            raise _computed(conv.path or conv.name)
+    _refuse_computed(program)
+    every = [node for node in graph if isinstance(node, Conv2d)]
+    convs = [conv for conv in every if _is_whole(program, conv)]
     ones = {conv.parameter: torch.ones_like(program.state_dict[conv.parameter]) for conv in convs}
     probe = simplify(import_functional(program, name, ones))
     operators = _operators(program)
@@ -136,8 +141,39 @@ def _of_graph(program: ExportedProgram, graph: Graph, name: str) -> Blueprint:
         normed = _normed(operators.get(conv.parameter))
         layers.append(TrainedLayer(conv.parameter, conv, conv.dense, 0, normed, factor, input_scale))
     roots = range_roots(graph)
-    points = tuple(Point(node.value, node.name, isinstance(node, Input)) for node in graph if roots[node.name] == node.name)
-    return Blueprint(program, graph, None, _once(layers), points)
+    points = tuple(
+        Point(node.value, node.name, isinstance(node, Input), _given_range(node)) for node in graph if roots[node.name] == node.name
+    )
+    hidden = [point.tensor for point in points if not point.value]
+    if hidden:
+        raise UnsupportedError(
+            f"cannot train {graph.node(hidden[0]).path or hidden[0]}: it makes a value on the way that no operator of the module makes",
+            wanted="a module whose operators compile one by one", do="write the operator as its parts, or train the rest of the network",
+        )  # fmt: skip
+    whole = {conv.name for conv in convs}
+    return Blueprint(program, graph, None, _once(layers), points, tuple(conv.name for conv in every if conv.name not in whole))
+
+
+def _given_range(node: Node) -> tuple[float, int] | None:
+    """(scale, zero point) of a tensor whose steps are not training's to choose; `calibrate` has the same."""
+    if node.pinned is not None:
+        return node.pinned
+    return {Softmax: (1 / 256, -128), ArgMax: (1.0, -128)}.get(type(node))
+
+
+def _is_whole(program: ExportedProgram, conv: Conv2d) -> bool:
+    """Whether the layer's weight is a parameter of its own, scaled at most."""
+    weight = program.state_dict.get(conv.parameter)
+    return weight is not None and weight.numel() == conv.weight.size and len(weight) == len(conv.weight)
+
+
+def _refuse_computed(program: ExportedProgram) -> None:
+    """Refuses convolutions whose weights the program computes of other tensors."""
+    for node in program.graph.nodes:
+        weight = node.args[1] if operator_name(node) in (*_CONVOLUTIONS, "linear") else None
+        if isinstance(weight, fx.Node) and weight.op != "placeholder":
+            stack = list((node.meta.get("nn_module_stack") or {}).values())
+            raise _computed(module_path(stack[-1][0]) if stack else node.name)
 
 
 def _computed(layer: str) -> InputError:
@@ -193,11 +229,7 @@ def _of_operators(program: ExportedProgram, name: str, refusal: UnsupportedError
     shapes = {node.name: _shape(node) for node in program.graph.nodes if node.name in inputs}
     nodes: list[Node] = [Input(node_name, "", (), shape) for node_name, shape in shapes.items()]
     layers = []
-    for node in program.graph.nodes:
-        weight = node.args[1] if operator_name(node) in _CONVOLUTIONS else None
-        if isinstance(weight, fx.Node) and weight.op != "placeholder":
-            stack = list((node.meta.get("nn_module_stack") or {}).values())
-            raise _computed(module_path(stack[-1][0]) if stack else node.name)
+    _refuse_computed(program)
     for parameter, node in _operators(program).items():
         layer = _layer(program, parameter, node, {each.name for each in nodes})
         layers.append(layer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -15,9 +15,10 @@ from torch.nn.utils import parametrize
 from kqgen.calibrate import Ranges, TensorRange, range_roots
 from kqgen.errors import InternalError
 from kqgen.intgraph import IntCodebook, IntGraph, KqWeights, UniformWeights, effective_kernels, frozen
-from kqgen.ir import Conv2d, Float32, Graph, frozen_array
+from kqgen.ir import Conv2d, Float32, Graph, Node, frozen_array
 from kqgen.kq_layers import LayerWeights, Quantised
-from kqgen.kq_uniform import scale_floor, usable_scale
+from kqgen.kq_runs import cut
+from kqgen.kq_uniform import scale_floor, uniform, usable_scale
 from kqgen.lower import lower
 from kqgen.options import index_bits
 from kqgen.train_blueprint import Blueprint, with_state
@@ -90,7 +91,8 @@ def to_integers(net: fx.GraphModule, blueprint: Blueprint, names: Mapping[str, s
     """
     graph = with_state(blueprint, effective_state(net))
     ranges = _ranges(net, blueprint, graph)
-    convs = [node for node in graph if isinstance(node, Conv2d)]
+    graph = replace(graph, nodes=tuple(_cut(net, node, names) if isinstance(node, Conv2d) else node for node in graph))
+    convs = [node for node in graph if isinstance(node, Conv2d) and node.name not in blueprint.derived]
     books = _books(net, convs, names)
     layers: list[tuple[str, LayerWeights]] = []
     warnings: list[str] = []
@@ -102,10 +104,28 @@ def to_integers(net: fx.GraphModule, blueprint: Blueprint, names: Mapping[str, s
                 f"{conv.path or conv.name}: the batch norm of {flat} output {'channel' if flat == 1 else 'channels'} changed its sign, "
                 f"which a codebook without signs cannot follow; the integers give these channels a constant."
             )
+    layers += [(name, _derived(graph.node(name), ranges)) for name in blueprint.derived]
     quantised = Quantised(tuple(layers), tuple(book.stored for book in books.values()))
     integers = lower(graph, ranges, quantised, "kq" if books else "int8")
     real = tuple((name, book.real) for name, book in books.items())
     return Trained(integers, real, tuple(warnings))
+
+
+def _cut(net: nn.Module, conv: Conv2d, names: Mapping[str, str]) -> Conv2d:
+    """The layer in the runs that training indexed."""
+    if conv.parameter not in names:
+        return conv
+    made, _ = weight_of(net, conv.parameter)
+    return cut(conv, made.layout.run) if isinstance(made, IndexedWeight) else conv
+
+
+def _derived(node: Node, ranges: Ranges) -> LayerWeights:
+    """A layer that training left as it was, in 8 bits."""
+    assert isinstance(node, Conv2d)
+    flat = node.weight.reshape(len(node.weight), -1).astype(np.float64)
+    whole, scale = uniform(flat, None, 8, scale_floor(node.bias, ranges[node.inputs[0]].scale))
+    values = frozen(whole.reshape(node.weight.shape).transpose(0, 2, 3, 1), np.int8)
+    return LayerWeights(UniformWeights(8, values), frozen_array(scale), node.bias, "8 bits: its weight is a parameter turned or split")
 
 
 def _ranges(net: fx.GraphModule, blueprint: Blueprint, graph: Graph) -> Ranges:

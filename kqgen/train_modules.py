@@ -6,6 +6,7 @@ twice: as a latent vector that the optimiser moves, and as the code of a codewor
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -105,17 +106,63 @@ class LearnedCodebook(nn.Module):
         return self._tables[count]
 
 
+@dataclass(frozen=True, slots=True)
+class KernelLayout:
+    """Where a parameter's values stand in the kernels of its layer.
+
+    Attributes:
+        parameter: the parameter's shape.
+        weight: (c_out, c, k_h, k_w), as the float graph has the weight.
+        run: length of the runs that serve as kernels, 1 for the kernels themselves; see `kq_runs.cut_weight`.
+    """
+
+    parameter: torch.Size
+    weight: tuple[int, int, int, int]
+    run: int = 1
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(c_out, kernels of an output channel, rows, columns of a kernel)."""
+        c_out, c, h, w = self.weight
+        return self.weight if self.run == 1 else (c_out, c * h * w // self.run, 1, self.run)
+
+    def kernels(self, values: torch.Tensor) -> torch.Tensor:
+        """A parameter's values, or those of some output channels, as kernels: `shape`."""
+        planes = values.reshape(-1, *self.weight[1:])
+        if self.run == 1:
+            return planes
+        flat = planes.permute(0, 2, 3, 1).reshape(len(planes), self.run, -1)
+        return flat.transpose(1, 2)[:, :, None, :]
+
+    def whole(self, kernels: torch.Tensor) -> torch.Tensor:
+        """The parameter that is made of kernels: the inverse of `kernels`."""
+        if self.run == 1:
+            return kernels.reshape(self.parameter)
+        c_out, c, h, w = self.weight
+        planes = kernels.reshape(c_out, -1, self.run).transpose(1, 2).reshape(c_out, h, w, c)
+        return planes.permute(0, 3, 1, 2).reshape(self.parameter)
+
+    def per_kernel(self, inputs: torch.Tensor) -> torch.Tensor:
+        """A value for each input channel (c,), laid along the kernels: (1, kernels, rows, columns), or of sizes 1."""
+        if self.run == 1:
+            return inputs.reshape(1, -1, 1, 1)
+        return self.kernels(inputs.reshape(1, -1, 1, 1).expand(1, *self.weight[1:]))
+
+
 class IndexedWeight(nn.Module):
-    """Parametrisation of a convolution's weight by codes: latent kernels in, the kernels that their codes stand for out.
+    """Parametrisation of a layer's weight by codes: latent kernels in, the kernels that their codes stand for out.
+
+    `kernels` is c_out * c_in, or runs * c_out where runs of input channels serve as kernels, c_out in a depthwise layer.
 
     Attributes:
         book: shared with the other layers of the codebook.
-        codes: (c_out * c_in,) int64, rows of `book.table(count)`.
-        signs: (c_out * c_in,) float32, 1 or -1.
+        layout: of the kernels in the parameter.
+        codes: (kernels,) int64, rows of `book.table(count)`.
+        signs: (kernels,) float32, 1 or -1.
         scale: (c_out, 1, 1, 1) float32, not 0; negative where the batch norm behind has a negative factor.
-        input_scale: (1, c_in, 1, 1) float32, what the network multiplies the channel by before this layer.
+        input_scale: as `KernelLayout.per_kernel` has it, what the network multiplies an input by before this layer.
         log_gain: (c_out, 1, 1, 1) or None where a batch norm behind makes it pointless.
-        near, near_signs: (c_out * c_in, candidates), the codes a soft choice is among; empty when the choice is hard.
+        near, near_signs: (kernels, candidates), the codes a soft choice is among; empty when the choice is hard.
         temperature: of the soft choice; 0 means the choice is hard.
     """
 
@@ -127,31 +174,31 @@ class IndexedWeight(nn.Module):
     near_signs: torch.Tensor
 
     def __init__(
-        self, book: LearnedCodebook, count: int | None, shape: torch.Size, scale: torch.Tensor, input_scale: torch.Tensor, *, gain: bool
+        self, book: LearnedCodebook, count: int | None, layout: KernelLayout, scale: torch.Tensor, input_scale: torch.Tensor, *, gain: bool
     ) -> None:
         super().__init__()
-        self.book, self.count, self.shape = book, count, shape
-        kernels = shape[0] * shape[1]
+        self.book, self.count, self.layout = book, count, layout
+        kernels = layout.shape[0] * layout.shape[1]
         self.register_buffer("scale", scale.reshape(-1, 1, 1, 1).float())
-        self.register_buffer("input_scale", input_scale.reshape(1, -1, 1, 1).float())
+        self.register_buffer("input_scale", layout.per_kernel(input_scale).float().contiguous())
         self.register_buffer("codes", torch.zeros(kernels, dtype=torch.int64))
         self.register_buffer("signs", torch.ones(kernels))
         self.register_buffer("near", torch.zeros((kernels, 0), dtype=torch.int64), persistent=False)
         self.register_buffer("near_signs", torch.ones((kernels, 0)), persistent=False)
-        self.log_gain = nn.Parameter(torch.zeros(shape[0], 1, 1, 1)) if gain else None
+        self.log_gain = nn.Parameter(torch.zeros(layout.shape[0], 1, 1, 1)) if gain else None
         self.temperature = 0.0
         self._plain_inputs = bool((input_scale == 1).all())
 
     def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
-        """The latent kernels of a real weight: of the codebook's size, so that one learning rate suits all layers."""
-        return weight * self.input_scale / self.scale
+        """The latent kernels of a real weight, as `layout` has them: of the codebook's size, so that one learning rate suits all layers."""
+        return (self.layout.kernels(weight) * self.input_scale / self.scale).contiguous()
 
     def hard(self) -> torch.Tensor:
-        """The kernels that the codes stand for, (c_out * c_in, d), in units of `scale`."""
+        """The kernels that the codes stand for, (kernels, d), in units of `scale`."""
         return self.book.table(self.count)[self.codes] * self.signs[:, None]
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
-        """The weight (c_out, c_in, k_h, k_w) that the network computes with."""
+        """The weight that the network computes with, of the parameter's shape."""
         flat = latent.view(-1, self.book.values.shape[1])
         if self.temperature > 0 and self.near.shape[1] > 0:
             near = self.book.shared_table(self.count)[self.near] * self.near_signs[:, :, None]
@@ -162,7 +209,7 @@ class IndexedWeight(nn.Module):
             if latent.requires_grad:
                 kernels = cast(torch.Tensor, _ReadThrough.apply(kernels, flat))  # type: ignore[no-untyped-call]
         scale = self.scale if self.log_gain is None else self.scale * self.log_gain.exp()
-        return kernels.view(self.shape) * (scale if self._plain_inputs else scale / self.input_scale)
+        return self.layout.whole(kernels.view(self.layout.shape) * (scale if self._plain_inputs else scale / self.input_scale))
 
     def output_scale(self) -> torch.Tensor:
         """What one unit of a table's kernel is worth in each output channel, (c_out,), signed."""
@@ -206,6 +253,7 @@ class FakeQuant(nn.Module):
         observing: whether training moves the range.
         momentum: how far one look moves it.
         pixels: the map is an input of the network: whole numbers 0..255, or these divided by 255, keep exactly that step.
+        fixed: the steps are given, and nothing moves them.
     """
 
     lo: torch.Tensor
@@ -214,7 +262,7 @@ class FakeQuant(nn.Module):
     zero_point: torch.Tensor
     seen: torch.Tensor
 
-    def __init__(self, *, pixels: bool = False) -> None:
+    def __init__(self, *, pixels: bool = False, fixed: tuple[float, int] | None = None) -> None:
         super().__init__()
         self.register_buffer("lo", torch.tensor(0.0))
         self.register_buffer("hi", torch.tensor(0.0))
@@ -222,6 +270,12 @@ class FakeQuant(nn.Module):
         self.register_buffer("zero_point", torch.tensor(_LOWEST, dtype=torch.int32))
         self.register_buffer("seen", torch.tensor(False))
         self.observing, self.pixels, self.momentum = True, pixels, 0.02
+        self.fixed = fixed is not None
+        if fixed is not None:
+            scale, zero_point = fixed
+            self.set_range((_LOWEST - zero_point) * scale, (_HIGHEST - zero_point) * scale)
+            self.scale.fill_(scale)
+            self.zero_point.fill_(zero_point)
 
     @torch.no_grad()
     def set_range(self, lo: float, hi: float) -> None:
@@ -251,7 +305,7 @@ class FakeQuant(nn.Module):
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """`values` rounded to the map's steps and clamped to its range."""
-        if self.training and self.observing:
+        if self.training and self.observing and not self.fixed:
             self.observe(values)
         return torch.fake_quantize_per_tensor_affine(values, self.scale, self.zero_point, _LOWEST, _HIGHEST)
 

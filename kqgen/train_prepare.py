@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,7 +12,8 @@ from torch.nn.utils import parametrize
 
 from kqgen.calibrate import Ranges
 from kqgen.cluster import Block, cluster
-from kqgen.kq_layers import Choice, choose
+from kqgen.errors import InputError
+from kqgen.kq_layers import Choice, choose, convolutions
 from kqgen.kq_uniform import best_scale
 from kqgen.options import Compression
 from kqgen.planned import codewords_at
@@ -19,7 +21,7 @@ from kqgen.train_assign import nearest
 from kqgen.train_blueprint import Blueprint, TrainedLayer
 from kqgen.train_graph import QUANT_PREFIX, trainable
 from kqgen.train_model import KqModule
-from kqgen.train_modules import FakeQuant, IndexedWeight, LearnedCodebook, UniformWeight
+from kqgen.train_modules import FakeQuant, IndexedWeight, KernelLayout, LearnedCodebook, UniformWeight
 
 _CLUSTER_KERNELS, _KERNELS_A_WORD = 32768, 48
 """Codebooks are started from so many kernels at most, in all and for each codeword: more would change nothing after training."""
@@ -33,17 +35,36 @@ def build(model: nn.Module | None, blueprint: Blueprint, compression: Compressio
     Raises:
         InputError: a layer named in `compression` does not exist.
     """
-    points = {point.value: FakeQuant(pixels=point.is_input) for point in blueprint.points}
+    points = {point.value: FakeQuant(pixels=point.is_input, fixed=point.fixed) for point in blueprint.points}
     net = trainable(blueprint.program, model, points)
+    compression = replace(compression, keep=(*_other_than_8_bits(blueprint, compression), *((name, 8) for name in blueprint.derived)))
     choices = {choice.layer: choice for choice in choose(blueprint.graph, compression)}
     books, reasons = _parametrise(net, blueprint, choices, compression)
     return KqModule(net, blueprint, books, reasons)
+
+
+def _other_than_8_bits(blueprint: Blueprint, compression: Compression) -> tuple[tuple[str, int], ...]:
+    """The layers to keep uniform, less those that training keeps at 8 bits anyway.
+
+    Raises:
+        InputError: such a layer is to be kept at fewer bits.
+    """
+    names = {name for conv in convolutions(blueprint.graph) if conv.name in blueprint.derived for name in (conv.name, conv.path)}
+    for layer, bits in compression.keep:
+        if layer in names and bits != 8:
+            raise InputError(
+                f"layer {layer} cannot be trained at {bits} bits: its weight is a parameter turned, split or reordered",
+                wanted="8 bits", do=f"drop --keep {layer}={bits}, or narrow it after training",
+            )  # fmt: skip
+    return tuple((layer, bits) for layer, bits in compression.keep if layer not in names)
 
 
 def start_ranges(model: KqModule, ranges: Ranges) -> None:
     """Starts every map from its calibrated range."""
     for point in model.blueprint.points:
         entry = ranges[point.tensor]
+        if point.fixed is not None:
+            continue
         quant = getattr(model.net, f"{QUANT_PREFIX}{point.value}")
         quant.set_range((-128 - entry.zero_point) * entry.scale, (127 - entry.zero_point) * entry.scale)
 
@@ -63,7 +84,8 @@ def _parametrise(
             _register(net, layer.parameter, _uniform(layer, choice.bits if choice else 8, _raw(net, layer.parameter)))
     books: dict[str, str] = {}
     for position, (name, layers) in enumerate(indexed.items()):
-        _index(net, layers, compression, [compression.seed % 2**64, position])
+        layouts = [_layout(net, layer, choices[layer.conv.name].run) for layer in layers]
+        _index(net, layers, layouts, compression, [compression.seed % 2**64, position])
         books.update({layer.parameter: name for layer in layers})
     order = [layer.parameter for layer in blueprint.layers if layer.parameter in books]
     return {parameter: books[parameter] for parameter in order}, reasons
@@ -94,12 +116,20 @@ def _uniform(layer: TrainedLayer, bits: int, weight: torch.Tensor) -> UniformWei
     return UniformWeight(bits, _along(scale, rank, layer.channel_axis), spread)
 
 
-def _index(net: nn.Module, layers: Sequence[TrainedLayer], compression: Compression, seed: list[int]) -> None:
+def _layout(net: nn.Module, layer: TrainedLayer, run: int) -> KernelLayout:
+    c_out, c, k_h, k_w = layer.conv.weight.shape
+    return KernelLayout(net.get_parameter(layer.parameter).shape, (c_out, c, k_h, k_w), run)
+
+
+def _index(
+    net: nn.Module, layers: Sequence[TrainedLayer], layouts: Sequence[KernelLayout], compression: Compression, seed: list[int]
+) -> None:
     """Learns one codebook and gives each kernel of its layers the nearest codeword."""
     book_options = compression.codebook
     scales, latents = [], []
-    for layer in layers:
-        weight = _raw(net, layer.parameter).double() * _along(torch.from_numpy(layer.input_scale.copy()).double(), 4, 1)
+    for layer, layout in zip(layers, layouts, strict=True):
+        inputs = layout.per_kernel(torch.from_numpy(layer.input_scale.copy()).double())
+        weight = layout.kernels(_raw(net, layer.parameter).double()) * inputs
         deviation = weight.flatten(1).square().mean(1).sqrt()
         deviation = deviation.clamp_min(_LEAST_SPREAD * float(deviation.max().clamp_min(1e-30)))
         # Where the batch norm behind turns a channel's sign, its kernels are read turned, so that no integer scale is negative.
@@ -112,10 +142,9 @@ def _index(net: nn.Module, layers: Sequence[TrainedLayer], compression: Compress
     stored = max(counts)
     values, step = _start_words(vectors, stored, book_options.sign, book_options.additive, np.random.default_rng(seed))
     book = LearnedCodebook(values, step, sign=book_options.sign, additive=book_options.additive)
-    for layer, scale, latent, count in zip(layers, scales, latents, counts, strict=True):
-        shape = net.get_parameter(layer.parameter).shape
+    for layer, layout, scale, latent, count in zip(layers, layouts, scales, latents, counts, strict=True):
         inputs = torch.from_numpy(layer.input_scale.copy())
-        made = IndexedWeight(book, count, shape, scale, inputs, gain=not layer.normed)
+        made = IndexedWeight(book, count, layout, scale, inputs, gain=not layer.normed)
         codes, signs, _ = nearest(latent.float(), book.table(count).detach(), book.sign)
         made.codes.copy_(codes[:, 0])
         made.signs.copy_(signs[:, 0])

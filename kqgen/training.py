@@ -47,6 +47,7 @@ def prepare(
     keep: Sequence[tuple[str, int]] = (),
     widths: Sequence[tuple[str, int]] = (),
     groups: Sequence[Sequence[str]] = (),
+    runs: Sequence[tuple[str, int]] = (),
     target_bits: float | None = None,
     target_bytes: int | None = None,
     calibration: object = None,
@@ -61,7 +62,7 @@ def prepare(
         model: any module that torch.export follows, or what torch.export made of one in eval mode. One that holds operators which do
             not compile is trained all the same.
         example_inputs: one tensor an input, with a batch axis; values do not matter. An exported program needs none.
-        codebook, weights, keep, widths, groups, seed: see `Compression`.
+        codebook, weights, keep, widths, groups, runs, seed: see `Compression`.
         target_bits, target_bytes: see `Target`; either chooses codewords and widths.
         calibration: typical inputs (path of an .npz, an array, or an iterable of batches) to start the ranges of maps from and to
             weigh layers by when a target is given. Without them the first training batches give the ranges.
@@ -80,7 +81,8 @@ def prepare(
     if any(device.type == "meta" for device in devices):
         raise InputError("the model has no values", found="device meta", wanted="parameters that hold numbers", do="load its weights first")
     wish = goal_or_options(
-        weights, codebook, keep=keep, widths=widths, groups=groups, seed=seed, target_bits=target_bits, target_bytes=target_bytes
+        weights, codebook, keep=keep, widths=widths, groups=groups, runs=runs, seed=seed, target_bits=target_bits,
+        target_bytes=target_bytes,
     )
     blueprint = draw(model, example_inputs, c_identifier(name))
     samples, ranges = _calibrated(blueprint, calibration)

@@ -81,7 +81,8 @@ class LeNet(nn.Module):
 
 
 class UNet(nn.Module):
-    """(N, 1, 16, 16) -> (N, 1, 16, 16): two levels, a nearest upsampling and a transposed convolution, skips by concatenation."""
+    """(N, 1, 16, 16) -> (N, 1, 16, 16): two levels, a bilinear upsampling (which does not compile) and a transposed convolution, skips by
+    concatenation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +102,7 @@ class UNet(nn.Module):
         first = self.down1(x)
         second = self.down2(F.max_pool2d(first, 2))
         third = self.bottom(F.max_pool2d(second, 2))
-        risen = torch.cat([F.interpolate(third, scale_factor=2.0), second], 1)
+        risen = torch.cat([F.interpolate(third, scale_factor=2.0, mode="bilinear"), second], 1)
         risen = torch.cat([self.rise(self.up2(risen)), first], 1)
         return cast(torch.Tensor, self.head(self.up1(risen)))
 

@@ -69,7 +69,7 @@ def test_a_plain_lenet_learns_digits_and_compiles(tmp_path: Path) -> None:
     found = model(images[1200:] / 16)
     assert np.array_equal(outputs_of_c(model, tmp_path, images[1200:] / 16), found.numpy())
     kernels = {parameter: made.book.values.shape for parameter, made, _ in model.indexed()}
-    assert kernels == {"conv2.weight": (16, 25)}
+    assert kernels == {"conv2.weight": (16, 25), "fc1.weight": (16, 2), "fc2.weight": (16, 2)}
 
 
 def weight_of(model: training.KqModule, path: str) -> torch.Tensor:
@@ -119,9 +119,9 @@ def test_a_unet_trains_in_its_own_loop_and_cannot_be_saved(tmp_path: Path) -> No
         assert int(steps.abs().max().round()) <= levels // 2
         assert entry.log_scale.shape[axis] == entry.log_scale.numel() == original.shape[axis]
 
-    with pytest.raises(UnsupportedError, match="upsample_nearest2d"):
+    with pytest.raises(UnsupportedError, match="upsample_bilinear2d"):
         training.save(model, tmp_path / "net.kq.safetensors")
-    with pytest.raises(UnsupportedError, match="upsample_nearest2d"):
+    with pytest.raises(UnsupportedError, match="upsample_bilinear2d"):
         training.integers(model)
     assert list(tmp_path.iterdir()) == []
 
