@@ -20,14 +20,20 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec, OutputKind, TensorArgument
 
 from kqgen.errors import InputError, UnsupportedError
+from kqgen.frontend_axes import as_map, channels_last
 from kqgen.frontend_call import Builder, Call, Constant, Operand, Value, not_finite
 from kqgen.frontend_names import c_identifier
+from kqgen.frontend_refusals import UNKNOWN, Refusals, stand_in
 from kqgen.frontend_table import CONSTANT_OPERATORS, HANDLERS, HINTS, IGNORED, SUPPORTED, Supported
 from kqgen.ir import Flatten, Graph, Input, Shape
 
 __all__ = ["SUPPORTED", "Supported", "export_module", "import_exported", "import_module"]
 
 _LARGEST_CONSTANT = 1 << 26
+_KEEPS_NUMBERS = frozenset(
+    name for row in SUPPORTED if row.handler.__module__.endswith("frontend_moves") or row.operator == "torch.argmax" for name in row.aten
+)
+"""Operators that may give other numbers than float32: pixels not yet converted, and places of the largest."""
 
 
 def export_module(
@@ -83,7 +89,7 @@ def import_exported(program: ExportedProgram, name: str) -> Graph:
     """The float graph of an exported program, called `name` (made a C identifier).
 
     Raises:
-        UnsupportedError: an operator, shape or value that kqgen does not compile, with its module path.
+        UnsupportedError: operators, shapes or values that kqgen does not compile, all of them, with their module paths.
         InputError: a weight holds NaN or infinity, or torch cannot make the program functional.
     """
     for key, tensor in (*program.state_dict.items(), *program.constants.items()):
@@ -138,25 +144,28 @@ class _Reader:
         self.builder = Builder()
         self.known = _Environment({})
         self.batch: Any = None
+        self.refusals = Refusals()
 
     def read(self, name: str) -> Graph:
         specs = {spec.arg.name: spec for spec in self.program.graph_signature.input_specs}
         outputs: tuple[str, ...] = ()
         flattened: frozenset[str] = frozenset()
+        backwards: frozenset[str] = frozenset()
         for node in self.program.graph.nodes:
             if node.op == "placeholder":
                 self.known.operands[node] = self._placeholder(node, specs[node.name])
             elif node.op == "call_function":
-                self.known.operands[node] = self._call(node)
+                self.known.operands[node] = self._tried(node)
             elif node.op == "output":
-                outputs, flattened = self._outputs()
+                self.refusals.raise_all(name)
+                outputs, flattened, backwards = self._outputs()
             else:
                 raise UnsupportedError(
                     f"cannot compile {node.op} {node.target}",
                     wanted="plain operators",
                     do="take control flow and gradient switches (torch.no_grad, torch.cond) out of forward()",
                 )
-        return Graph(name=name, nodes=self.builder.nodes(), outputs=outputs, flattened=flattened)
+        return Graph(name=name, nodes=self.builder.nodes(), outputs=outputs, flattened=flattened, channels_last=backwards)
 
     def _placeholder(self, node: fx.Node, spec: InputSpec) -> Operand:
         if spec.kind == InputKind.USER_INPUT:
@@ -168,15 +177,9 @@ class _Reader:
 
     def _input(self, node: fx.Node) -> Value:
         made = node.meta["val"]
-        wanted = "(N, C, H, W) or (N, features)"
-        if made.dim() not in (2, 4):
-            do = "reshape outside the network"
-            if made.dim() == 3:
-                do = (
-                    "an image lacks the batch axis: example.unsqueeze(0)\n"
-                    "a sequence (N, C, L) becomes a map of one row: unsqueeze(2), and nn.Conv2d with kernels (1, k) for nn.Conv1d\n"
-                    "recurrent layers do not compile"
-                )
+        wanted = "(N, C, H, W), (N, C, L) or (N, features)"
+        if made.dim() not in (2, 3, 4) or 0 in made.shape:
+            do = "reshape outside the network" if made.dim() > 1 else "give each input a batch axis: example.unsqueeze(0)"
             raise UnsupportedError(f"cannot compile input {node.name}", found=str(tuple(made.shape)), wanted=wanted, do=do)
         batch, *rest = made.shape
         if not all(isinstance(size, int) for size in rest):
@@ -198,13 +201,21 @@ class _Reader:
                 do="export all inputs with one batch size",
             )
         self.batch = batch
-        c, h, w = (*rest, 1, 1)[:3]
+        c, h, w = (rest[0], 1, rest[1]) if len(rest) == 2 else (*rest, 1, 1)[:3]
         shape: Shape = (int(c), int(h), int(w))
         uint8 = made.dtype == torch.uint8
         made_input = self.builder.add(
             c_identifier(node.name, "input"), lambda free: Input(name=free, path="", inputs=(), shape=shape, uint8=uint8, value=node.name)
         )
         return Value(made_input.name, tuple(int(size) for size in rest))
+
+    def _tried(self, node: fx.Node) -> Operand:
+        """What an operator makes; of one that is refused a stand-in, so that the rest can be judged too."""
+        try:
+            return self._call(node)
+        except UnsupportedError as refusal:
+            self.refusals.note(node, refusal)
+            return stand_in(self.builder, node, self.batch)
 
     def _call(self, node: fx.Node) -> Operand:
         if node.target is operator.getitem:
@@ -225,6 +236,8 @@ class _Reader:
         if handler is None:
             wanted, do = HINTS.get(name, ("", ""))
             raise call.refuse(wanted=wanted, do=do)
+        if _holds_unknown(operands):
+            return stand_in(self.builder, node, self.batch)
         result = handler(call)
         self._check_result(call, node)
         return result
@@ -243,6 +256,8 @@ class _Reader:
     def _item(self, node: fx.Node) -> Operand:
         source, index = node.args
         results = self.known.resolve(source)
+        if results is UNKNOWN:
+            return stand_in(self.builder, node, self.batch)
         made: Operand = results[index] if isinstance(results, (tuple, list)) and isinstance(index, int) else None
         if made is None:
             raise Call(self.builder, source if isinstance(source, fx.Node) else node, {}).refuse(
@@ -257,8 +272,8 @@ class _Reader:
             raise call.refuse(
                 f"output {tuple(made.shape)}", wanted=f"the batch axis ({self.batch}) first", do="torch.flatten(x, 1) keeps it"
             )
-        raw_pixels = made.dtype == torch.uint8 and HANDLERS.get(call.operator.rpartition(".")[2]) is HANDLERS["clone"]
-        if made.dtype != torch.float32 and not raw_pixels:
+        whole = made.dtype in (torch.uint8, torch.int32, torch.int64) and call.operator.rpartition(".")[2] in _KEEPS_NUMBERS
+        if made.dtype != torch.float32 and not whole:
             raise call.refuse(f"output {made.dtype}", wanted="float32 throughout", do="x.float() before any arithmetic on pixels")
 
     def _constant(self, call: Call, node: fx.Node, target: torch._ops.OpOverload) -> Operand:
@@ -276,10 +291,12 @@ class _Reader:
             return tuple(Constant(each, label) for each in made)
         return Constant(made, label)
 
-    def _outputs(self) -> tuple[tuple[str, ...], frozenset[str]]:
+    def _outputs(self) -> tuple[tuple[str, ...], frozenset[str], frozenset[str]]:
+        """Names of the outputs, of those that come as vectors, and of those with channels last."""
         by_name = {node.name: node for node in self.program.graph.nodes}
         names: list[str] = []
         flattened: set[str] = set()
+        backwards: set[str] = set()
         for spec in self.program.graph_signature.output_specs:
             if spec.kind != OutputKind.USER_OUTPUT:
                 raise UnsupportedError(
@@ -291,40 +308,43 @@ class _Reader:
             value = None if isinstance(spec.arg, ConstantArgument) else self.known.operands.get(by_name[spec.arg.name])
             if not isinstance(value, Value):
                 raise UnsupportedError(f"cannot compile output {spec.arg.name}: it does not depend on the inputs")
-            tensor, vector = self._output(spec.arg.name, value)
+            call = Call(self.builder, by_name[spec.arg.name], {})
+            if channels_last(call, value):
+                tensor = value.tensor
+                backwards.add(tensor)
+            else:
+                value = value if value.order is None else as_map(call, value)
+                tensor = self._output(value)
+            if isinstance(self.builder.node(tensor), Input):
+                raise UnsupportedError(f"cannot compile output {spec.arg.name}: it is the input {tensor} itself", do="return it no more")
             if tensor in names:
                 raise UnsupportedError(f"cannot compile output {spec.arg.name}: it is returned twice", do="return it once")
             names.append(tensor)
-            if vector:
+            if len(value.dims) == 1:
                 flattened.add(tensor)
-        return tuple(names), frozenset(flattened)
+        return tuple(names), frozenset(flattened), frozenset(backwards)
 
-    def _output(self, label: str, value: Value) -> tuple[str, bool]:
-        node = next(each for each in self.builder.nodes() if each.name == value.tensor)
-        if isinstance(node, Input):
-            raise UnsupportedError(f"cannot compile output {label}: it is the input {node.name} itself", do="return it no more")
-        if value.dims == node.shape:
-            return value.tensor, False
-        size = node.shape[0] * node.shape[1] * node.shape[2]
-        if value.dims != (size,):
-            raise UnsupportedError(
-                f"cannot compile output {label}: a view of a map",
-                found=f"(N, {', '.join(map(str, value.dims))}) of {node.shape}",
-                wanted="a map (N, C, H, W) or a vector (N, n)",
-                do="return it before the view",
-            )
-        if node.shape[1:] == (1, 1):
-            return value.tensor, True
-        flat = self.builder.add(
+    def _output(self, value: Value) -> str:
+        """The tensor that is the output; a vector that was a map gets a node of its own."""
+        shape = self.builder.shape(value.tensor)
+        size = shape[0] * shape[1] * shape[2]
+        if len(value.dims) > 1 or shape == (size, 1, 1):
+            return value.tensor
+        return self.builder.add(
             f"{value.tensor}_flat", lambda name: Flatten(name=name, path="", inputs=(value.tensor,), shape=(size, 1, 1))
-        )
-        return flat.name, True
+        ).name
+
+
+def _holds_unknown(operand: Any) -> bool:
+    if isinstance(operand, (list, tuple)):
+        return any(_holds_unknown(item) for item in operand)
+    return operand is UNKNOWN
 
 
 def _holds_value(operand: Any) -> bool:
     if isinstance(operand, (list, tuple)):
         return any(_holds_value(item) for item in operand)
-    return isinstance(operand, Value)
+    return isinstance(operand, Value) or operand is UNKNOWN
 
 
 def _tensors(operand: Any) -> Any:

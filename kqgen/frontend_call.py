@@ -13,25 +13,30 @@ from torch import fx
 
 from kqgen.errors import InputError, UnsupportedError
 from kqgen.frontend_names import c_identifier, module_path, unique
-from kqgen.ir import ChannelAffine, Flatten, Float32, Node, Shape, frozen_array
+from kqgen.ir import ChannelAffine, Float32, Input, Node, Shape, frozen_array
 
 _N = TypeVar("_N", bound=Node)
 _Float64 = npt.NDArray[np.float64]
-_OPERATOR_TYPES = "torch.nn.modules."
+_OPERATOR_TYPES = ("torch.nn.modules.", "kqgen.onnx_modules.")
 _CONTAINER_TYPES = "torch.nn.modules.container."
 
 
-@dataclass(frozen=True, slots=True)
+Order = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Value:
     """A tensor of the graph as PyTorch sees it at one point.
 
     Attributes:
         tensor: name of the node that makes it.
-        dims: its axes without the batch axis; other than the node's (c, h, w) after a view, the order of elements being the same.
+        dims: its axes without the batch axis.
+        order: which number of the node's tensor, counted through (c, h, w), stands at each place of `dims`; None: all of them in order.
     """
 
     tensor: str
     dims: tuple[int, ...]
+    order: Order | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +65,18 @@ class Builder:
     def shape(self, name: str) -> Shape:
         """(c, h, w) of tensor `name`."""
         return self._nodes[name].shape
+
+    def node(self, name: str) -> Node:
+        """The node that makes tensor `name`."""
+        return self._nodes[name]
+
+    def reshape_input(self, name: str, shape: Shape) -> bool:
+        """Takes the input `name`, in PyTorch's order, as another map; False where a node reads it already or it is no input."""
+        node = self._nodes[name]
+        if not isinstance(node, Input) or any(name in each.inputs for each in self._nodes.values()):
+            return False
+        self._nodes[name] = replace(node, shape=shape)
+        return True
 
     def add(self, wanted: str, make: Callable[[str], _N]) -> _N:
         """Makes a node under a free name close to `wanted`."""
@@ -166,33 +183,24 @@ class Call:
         """The axes of the (first) result without the batch axis, as torch.export recorded them."""
         return fx_dims(self.node)
 
-    def emit(self, make: Callable[[str], _N], *, role: str = "", dims: Sequence[int] | None = None) -> Value:
-        """Makes a node named after the module, and after the operator (or `role`) where the module does more than this operator."""
+    def emit(self, make: Callable[[str], _N], *, role: str = "", dims: Sequence[int] | None = None, order: Order | None = None) -> Value:
+        """Makes a node named after the module, and after the operator (or `role`) where the module does more than this operator.
+
+        A node with a `role` is a step on the way to what the operator makes.
+        """
         word = role or self._word()
         path = c_identifier(self.path, prefix=word) if self.path else ""
         name = path if path and self._leaf and not role else "_".join(part for part in (path, word) if part)
-        node = self.builder.add(c_identifier(name), lambda free: replace(make(free), value=self.node.name))
-        return Value(node.name, tuple(node.shape if dims is None else dims))
+        made_by = "" if role else self.node.name
+        node = self.builder.add(c_identifier(name), lambda free: replace(make(free), value=made_by))
+        return Value(node.name, tuple(node.shape if dims is None else dims), order)
 
-    def as_vector(self, value: Value) -> Value:
-        """The same numbers as a tensor (n, 1, 1)."""
-        c, h, w = self.builder.shape(value.tensor)
-        if (h, w) == (1, 1):
-            return Value(value.tensor, (c,))
-        flat: tuple[str, ...] = (value.tensor,)
-        size = c * h * w
-        return self.emit(
-            lambda name: Flatten(name=name, path=self.path, inputs=flat, shape=(size, 1, 1)), role="flatten", dims=(size,)
-        )
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The module path as the first of a node's sources."""
+        return (self.path,) if self.path else ()
 
-    def as_map(self, value: Value) -> Shape:
-        """(c, h, w) of an operand that must be a map in the order PyTorch sees it."""
-        shape = self.builder.shape(value.tensor)
-        if value.dims != shape:
-            raise self.refuse(f"a map made by a view from {shape}", wanted="a map (N, c, h, w) that no view has changed")
-        return shape
-
-    def affine(self, value: Value, scale: _Float64, offset: _Float64) -> Value:
+    def affine(self, value: Value, scale: _Float64, offset: _Float64, *, role: str = "") -> Value:
         """scale * value + offset; both are (c,) of the tensor below."""
         shape = self.builder.shape(value.tensor)
         if not (np.isfinite(scale).all() and np.isfinite(offset).all()):
@@ -202,7 +210,9 @@ class Call:
             lambda name: ChannelAffine(
                 name=name, path=self.path, inputs=(value.tensor,), shape=shape, scale=_row(scale, shape), offset=_row(offset, shape)
             ),
+            role=role,
             dims=value.dims,
+            order=value.order,
         )
 
     def _word(self) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
+from kqgen.frontend_names import unique
 from kqgen.ir import Graph, Node
 
 
@@ -12,7 +13,7 @@ def rewrite(
     graph: Graph,
     *,
     drop: Collection[str] = (),
-    swap: Mapping[str, Node] | None = None,
+    swap: Mapping[str, Node | Sequence[Node]] | None = None,
     rename: Mapping[str, str] | None = None,
 ) -> Graph:
     """`graph` without the nodes `drop`, with the nodes `swap` in place of those of that name, reading `rename` for the old names.
@@ -28,15 +29,27 @@ def rewrite(
     for old in graph:
         if old.name in drop:
             continue
-        node = swap.get(old.name, old)
-        inputs = tuple(new(name) for name in node.inputs)
-        nodes.append(node if inputs == node.inputs else replace(node, inputs=inputs))
+        made = swap.get(old.name, old)
+        for node in (made,) if isinstance(made, Node) else made:
+            inputs = tuple(new(name) for name in node.inputs)
+            nodes.append(node if inputs == node.inputs else replace(node, inputs=inputs))
     return replace(
         graph,
         nodes=tuple(nodes),
         outputs=tuple(new(name) for name in graph.outputs),
         flattened=frozenset(new(name) for name in graph.flattened),
+        channels_last=frozenset(new(name) for name in graph.channels_last),
     )
+
+
+def fresh(graph: Graph, *wanted: str) -> tuple[str, ...]:
+    """Names close to `wanted` that no node has, each once."""
+    taken = {node.name for node in graph}
+    made = []
+    for name in wanted:
+        made.append(unique(name, taken))
+        taken.add(made[-1])
+    return tuple(made)
 
 
 def is_output(graph: Graph, name: str) -> bool:
@@ -45,9 +58,9 @@ def is_output(graph: Graph, name: str) -> bool:
 
 
 def only_reader(graph: Graph, name: str) -> Node | None:
-    """The node that reads `name`, if it is read once, by one node, and is no output."""
+    """The node that reads `name`, if it is read once, by one node, is no output, and has no quantisation of the model's own."""
     readers = graph.consumers(name)
-    if len(readers) != 1 or is_output(graph, name) or readers[0].inputs.count(name) != 1:
+    if len(readers) != 1 or is_output(graph, name) or readers[0].inputs.count(name) != 1 or graph.node(name).pinned is not None:
         return None
     return readers[0]
 

@@ -1,4 +1,4 @@
-"""Folding of padding, activations, slices, flattening and fully connected layers."""
+"""Folding of padding, slices, flattening and fully connected layers."""
 
 from __future__ import annotations
 
@@ -9,24 +9,34 @@ from kqgen.ir import (
     Add,
     AvgPool,
     Clamp,
+    Concat,
     Conv2d,
     Flatten,
     Graph,
     Input,
+    Interleave,
     Linear,
     MaxPool,
+    Mul,
     Node,
     Pad,
     Padding,
+    Shuffle,
     SlicePad,
+    Softmax,
+    Unary,
+    Upsample,
     frozen_array,
 )
+from kqgen.simplify_affine import adds_nothing
 from kqgen.simplify_rewrite import is_output, joined, only_reader, rewrite
+
+_NEVER_NEGATIVE = ("sigmoid", "hardsigmoid", "softplus", "abs", "square", "exp")
 
 
 def sink_flatten(graph: Graph, node: Node) -> Graph | None:
     """An activation of a flattened map is the flattened activation of the map."""
-    if not isinstance(node, Clamp):
+    if not isinstance(node, Clamp) or node.pinned is not None:
         return None
     flat = graph.node(node.inputs[0])
     if not isinstance(flat, Flatten) or only_reader(graph, flat.name) is not node or is_output(graph, node.name):
@@ -42,11 +52,13 @@ def sink_flatten(graph: Graph, node: Node) -> Graph | None:
 
 def dense_to_conv(graph: Graph, node: Node) -> Graph | None:
     """A fully connected layer becomes a convolution whose kernel covers the whole map it reads."""
+    if isinstance(node, Conv2d):
+        return _dense_of_flattened(graph, node)
     if not isinstance(node, Linear):
         return None
     source = graph.node(node.inputs[0])
-    folded: tuple[Node, ...] = (source,) if isinstance(source, Flatten) else ()
-    source = graph.node(source.inputs[0]) if isinstance(source, Flatten) else source
+    folded: tuple[Node, ...] = (source,) if _movable(source) else ()
+    source = graph.node(source.inputs[0]) if _movable(source) else source
     c, h, w = source.shape
     if node.weight.shape[1] != c * h * w:
         raise InternalError(f"{node.name} has {node.weight.shape[1]} input weights", found=f"input {source.shape}")
@@ -61,8 +73,23 @@ def dense_to_conv(graph: Graph, node: Node) -> Graph | None:
         sources=joined(node, *folded),
         parameter=node.parameter,
         value=node.value,
+        pinned=node.pinned,
     )
     return rewrite(graph, swap={node.name: conv})
+
+
+def _dense_of_flattened(graph: Graph, node: Conv2d) -> Graph | None:
+    """A dense convolution of one tap on a flattened map is one over the map."""
+    flat = graph.node(node.inputs[0])
+    if not (node.dense and _movable(flat) and node.kernel == (1, 1) and node.run == 1 and node.input_offset is None):
+        return None
+    c, h, w = graph.node(flat.inputs[0]).shape
+    whole = replace(node, inputs=flat.inputs, weight=frozen_array(node.weight.reshape(-1, c, h, w)), sources=joined(node, flat))
+    return rewrite(graph, swap={node.name: whole})
+
+
+def _movable(node: Node) -> bool:
+    return isinstance(node, Flatten) and node.pinned is None
 
 
 def fold_pad(graph: Graph, node: Node) -> Graph | None:
@@ -70,7 +97,7 @@ def fold_pad(graph: Graph, node: Node) -> Graph | None:
 
     An activation that leaves zero at zero moves before the padding.
     """
-    if not isinstance(node, Pad) or is_output(graph, node.name):
+    if not isinstance(node, Pad) or is_output(graph, node.name) or node.pinned is not None:
         return None
     for reader in graph.consumers(node.name):
         if isinstance(reader, Pad):
@@ -82,6 +109,8 @@ def fold_pad(graph: Graph, node: Node) -> Graph | None:
         elif isinstance(reader, MaxPool) and _zeros_never_matter(graph, node, reader):
             into = replace(reader, inputs=node.inputs, padding=_plus(reader.padding, node.padding))
         elif isinstance(reader, Clamp) and reader.lo <= 0 <= reader.hi and only_reader(graph, node.name) is reader:
+            if reader.pinned is not None:
+                continue
             clamp = replace(reader, inputs=node.inputs, shape=graph.node(node.inputs[0]).shape)
             pad = replace(node, inputs=(reader.name,))
             order = [clamp if each is node else pad if each is reader else each for each in graph]
@@ -97,39 +126,28 @@ def fold_pad(graph: Graph, node: Node) -> Graph | None:
     return None
 
 
-def fold_clamp(graph: Graph, node: Node) -> Graph | None:
-    """An activation goes into the Conv2d, Add, AvgPool or Clamp before it when nothing else reads that.
-
-    On the way back it passes max pooling (the maximum is monotone and every window holds a real element) and, when it leaves zero at
-    zero, option-A shortcuts.
-    """
-    if not isinstance(node, Clamp):
+def pad_to_slice(graph: Graph, node: Node) -> Graph | None:
+    """Padding that went nowhere is a slice that begins before the map."""
+    if not isinstance(node, Pad):
         return None
-    reader: Node = node
-    while True:
-        source = graph.node(reader.inputs[0])
-        if only_reader(graph, source.name) is not reader:
-            return None
-        if isinstance(source, (Conv2d, Add, AvgPool, Clamp)):
-            break
-        if isinstance(source, MaxPool) or (isinstance(source, SlicePad) and node.lo <= 0 <= node.hi):
-            reader = source
-            continue
-        return None
-    lo, hi = min(max(source.lo, node.lo), node.hi), min(max(source.hi, node.lo), node.hi)
-    if isinstance(source, Clamp):
-        into: Node = replace(source, lo=lo, hi=hi, value=node.value)
-    else:
-        into = replace(source, lo=lo, hi=hi, sources=joined(source, node), value=node.value)
-    return rewrite(graph, drop={node.name}, swap={source.name: into}, rename={node.name: node.inputs[0]})
+    top, _, left, _ = node.padding
+    made = SlicePad(
+        name=node.name, path=node.path, inputs=node.inputs, shape=node.shape, start=(-top, -left), value=node.value, pinned=node.pinned
+    )
+    return rewrite(graph, swap={node.name: made})
 
 
 def merge_slices(graph: Graph, node: Node) -> Graph | None:
-    """SlicePad of a SlicePad: starts and steps compose, the zero channels add up."""
+    """SlicePad of a SlicePad: starts and steps compose, channels add up, where zeros of either stay zeros."""
     if not isinstance(node, SlicePad):
         return None
     first = graph.node(node.inputs[0])
-    if not isinstance(first, SlicePad):
+    if not isinstance(first, SlicePad) or first.pinned is not None:
+        return None
+    exposes = any(a < 0 < b for a, b in ((first.c_before, node.c_before), (first.c_after, node.c_after)))
+    inside = adds_nothing(graph, replace(node, c_before=0, c_after=0))
+    same = (first.start, first.step) == ((0, 0), (1, 1)) and first.shape[1:] == graph.node(first.inputs[0]).shape[1:]
+    if exposes or not (inside or same):
         return None
     merged = replace(
         node,
@@ -152,10 +170,15 @@ def never_negative(graph: Graph, name: str) -> bool:
             return node.lo >= 0 or (node.hi >= 0 and never_negative(graph, node.inputs[0]))
         case Conv2d():
             return node.lo >= 0
-        case Add() | AvgPool():
-            return node.lo >= 0 or (node.hi >= 0 and all(never_negative(graph, each) for each in node.inputs))
-        case MaxPool() | SlicePad() | Flatten() | Pad():
-            return never_negative(graph, node.inputs[0])
+        case Unary():
+            return node.lo >= 0 or (node.hi >= 0 and node.kind in _NEVER_NEGATIVE)
+        case Add() | AvgPool() | Mul():
+            operands = not (isinstance(node, Add) and node.minus) and all(never_negative(graph, each) for each in node.inputs)
+            return node.lo >= 0 or (node.hi >= 0 and operands)
+        case Softmax():
+            return True
+        case MaxPool() | SlicePad() | Flatten() | Pad() | Concat() | Interleave() | Upsample() | Shuffle():
+            return all(never_negative(graph, each) for each in node.inputs)
         case _:
             return False
 

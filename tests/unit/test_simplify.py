@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -144,42 +145,124 @@ def test_dead_nodes_go_and_inputs_stay() -> None:
     assert kinds(simple) == ["Input", "Input", "Conv2d"]
 
 
-@pytest.mark.parametrize(
-    ("module", "layer", "do"),
-    [
-        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)), "layer 2", "1x1 convolution"),
-        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)), "layer 2", "1x1 convolution"),
-        (Lambda(lambda m, x: F.max_pool2d(x / 255, 2)), "operation div", "before the network"),
-        (Lambda(lambda m, x: m.conv(x / 255) + x / 255, conv=nn.Conv2d(3, 3, 1)), "operation div", "before the network"),
-        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ZeroPad2d(1), nn.MaxPool2d(2)), "layer 1", "padding="),
-        (Lambda(lambda m, x: F.pad(m.conv(x), (1, 1, 1, 1)) + x, conv=nn.Conv2d(3, 3, 3)), "operation pad", "padding="),
-        (
-            Lambda(lambda m, x: m.conv(x * torch.tensor([1.0, 0, 1]).reshape(3, 1, 1) + 1), conv=nn.Conv2d(3, 3, 3, padding=1)),
-            "operation add",
-            "before",
+PLACED: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
+    "batch norm after relu": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)),
+        ["Input", "Conv2d", "Conv2d"],
+    ),
+    "batch norm before padding": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)),
+        ["Input", "Conv2d", "Conv2d", "Conv2d"],
+    ),
+    "max pool of scaled input": (lambda: Lambda(lambda m, x: F.max_pool2d(x / 255, 2)), ["Input", "Conv2d", "MaxPool"]),
+    "sum of scaled input": (
+        lambda: Lambda(lambda m, x: m.conv(x / 255) + x / 255, conv=nn.Conv2d(3, 3, 1)),
+        ["Input", "Conv2d", "Conv2d", "Add"],
+    ),
+    "pad before max pool": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ZeroPad2d(1), nn.MaxPool2d(2)),
+        ["Input", "Conv2d", "SlicePad", "MaxPool"],
+    ),
+    "zeros that fill a window of max pool": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.ZeroPad2d(3), nn.MaxPool2d(2, 2)),
+        ["Input", "Conv2d", "SlicePad", "MaxPool"],
+    ),
+    "pad before add": (
+        lambda: Lambda(lambda m, x: F.pad(m.conv(x), (1, 1, 1, 1)) + x, conv=nn.Conv2d(3, 3, 3)),
+        ["Input", "Conv2d", "SlicePad", "Add"],
+    ),
+    "input scaling by 0": (
+        lambda: Lambda(lambda m, x: m.conv(x * torch.tensor([1.0, 0, 1]).reshape(3, 1, 1) + 1), conv=nn.Conv2d(3, 3, 3, padding=1)),
+        ["Input", "Conv2d", "Conv2d"],
+    ),
+    "a number after relu": (lambda: Lambda(lambda m, x: F.relu6(m.conv(x)) / -3 + 1, conv=nn.Conv2d(3, 4, 3)), ["Input", "Conv2d"]),
+    "scaling through an average": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.AvgPool2d(2), nn.BatchNorm2d(4), nn.ReLU()),
+        ["Input", "Conv2d", "AvgPool"],
+    ),
+    "batch norm after a sum": (
+        lambda: Lambda(lambda m, x: F.relu(m.norm(m.a(x) + m.b(x))), a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm2d(4)),
+        ["Input", "Conv2d", "Conv2d", "Add"],
+    ),
+    "batch norm and relu after a concatenation": (
+        lambda: Lambda(
+            lambda m, x: F.relu(m.norm(torch.cat([m.a(x), m.b(x)], 1))), a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(3, 2, 3), norm=nn.BatchNorm2d(6)
         ),
-    ],
-    ids=[
-        "after relu",
-        "before padding",
-        "max pool of scaled input",
-        "sum of scaled input",
-        "pad before max pool",
-        "pad before add",
-        "scale 0",
-    ],
-)
-def test_what_cannot_be_folded_is_refused(module: nn.Module, layer: str, do: str) -> None:
-    graph = import_module(randomise(module), [images(1, 3, 9, 8)], "net")
-    with pytest.raises(UnsupportedError, match=f"cannot compile {layer}") as caught:
-        simplify(graph)
-    assert do in caught.value.do
+        ["Input", "Conv2d", "Conv2d", "Concat"],
+    ),
+    "scaling before padded convolutions": (
+        lambda: Lambda(lambda m, x: let(F.relu(m.a(x)), lambda y: m.b(y * m.k)), a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(4, 2, 3, padding=1),
+                       k=images(4, 1, 1)),
+        ["Input", "Conv2d", "Conv2d"],
+    ),
+    "batch norm around depthwise": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 8, 3, groups=4), nn.BatchNorm2d(8), nn.ReLU6()
+        ),
+        ["Input", "Conv2d", "Conv2d"],
+    ),
+    "batch norm of flattened features": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.BatchNorm1d(168), nn.Linear(168, 3)),
+        ["Input", "Conv2d", "Conv2d"],
+    ),
+    "groups": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 3, groups=2, padding=1), nn.BatchNorm2d(6), nn.ReLU()),
+        ["Input", "Conv2d", "SlicePad", "Conv2d", "SlicePad", "Conv2d", "Concat"],
+    ),
+    "the same tensor twice": (
+        lambda: Lambda(lambda m, x: m.a(F.relu(x)[:, 1:]) + m.b(F.relu(x)[:, 1:]), a=nn.Conv2d(2, 4, 3), b=nn.Conv2d(2, 4, 3)),
+        ["Input", "Clamp", "SlicePad", "Conv2d", "Conv2d", "Add"],
+    ),
+    "slices of a concatenation": (
+        lambda: Lambda(lambda m, x: let(torch.cat([m.a(x), m.b(x)], 1), lambda y: y[:, :4] * y[:, 5:]), a=nn.Conv2d(3, 4, 3),
+                       b=nn.Conv2d(3, 5, 3)),
+        ["Input", "Conv2d", "Conv2d", "SlicePad", "Mul"],
+    ),
+    "concatenation of concatenations": (
+        lambda: Lambda(lambda m, x: torch.cat([torch.cat([m.a(x), x], 1), x], 1), a=nn.Conv2d(3, 4, 1)), ["Input", "Conv2d", "Concat"],
+    ),
+    "relu of an enlarged map": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Upsample(scale_factor=2), nn.BatchNorm2d(4), nn.ReLU()),
+        ["Input", "Conv2d", "Upsample"],
+    ),
+    "channel order into weights": (
+        lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.ChannelShuffle(2), nn.Conv2d(6, 2, 1)), ["Input", "Conv2d", "Conv2d"],
+    ),
+    "channel order into the next weights": (
+        lambda: Lambda(lambda m, x: let(F.relu(m.a(x)), lambda y: m.b(torch.flip(y, [1])) + y), a=nn.Conv2d(3, 6, 3), b=nn.Conv2d(6, 6, 1)),
+        ["Input", "Conv2d", "Conv2d", "Add"],
+    ),
+    "channel order of two branches": (
+        lambda: nn.Sequential(
+            Lambda(lambda m, x: torch.cat([m.a(x), F.max_pool2d(m.a(x), 3, 1, 1)], 1), a=nn.Conv2d(3, 4, 3)), nn.ChannelShuffle(2),
+        ),
+        ["Input", "Conv2d", "MaxPool", "Concat"],
+    ),
+}  # fmt: skip
 
 
-def test_zeros_that_fill_a_window_do_not_pass_for_padding_of_max_pooling() -> None:
-    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.ZeroPad2d(3), nn.MaxPool2d(2, 2))
-    with pytest.raises(UnsupportedError, match="padding that cannot be folded"):
-        simplify(import_module(randomise(module), [images(1, 3, 9, 8)], "net"))
+@pytest.mark.parametrize("name", PLACED)
+def test_what_is_left_has_a_plain_form(name: str) -> None:
+    make, wanted = PLACED[name]
+    _, simple = check(randomise(make()), [images(*MAP)])
+    assert kinds(simple) == wanted
+
+
+def test_an_affine_that_goes_nowhere_is_a_depthwise_tap() -> None:
+    _, simple = check(randomise(nn.Sequential(nn.MaxPool2d(2), nn.BatchNorm2d(3), nn.ReLU())), [images(*MAP)])
+    conv = only_conv(simple)
+    assert (conv.depthwise, conv.groups, conv.kernel, conv.lo, conv.path) == (True, 3, (1, 1), 0.0, "1")
+
+
+def test_flattening_a_large_map_for_anything_but_a_dense_layer_is_refused() -> None:
+    nodes = (
+        ir.Input("x", "", (), (2, 9, 9)),
+        ir.Flatten("flat", "block", ("x",), (162, 1, 1)),
+        ir.Softmax("soft", "", ("flat",), (162, 1, 1)),
+    )
+    with pytest.raises(UnsupportedError, match="cannot compile layer block: flattening") as caught:
+        simplify(ir.Graph("net", nodes, ("soft",)))
+    assert "flatten later" in caught.value.do
 
 
 def test_the_input_graph_is_left_alone() -> None:
