@@ -7,9 +7,10 @@ from typing import Literal
 
 import numpy as np
 
+from kqgen import fixed_tflite
 from kqgen.errors import InternalError
 from kqgen.index_check import index_misfit
-from kqgen.intgraph import IntConv2d, IntGraph, KqWeights, Pair, effective_kernels
+from kqgen.intgraph import IntConv2d, IntGraph, KqWeights, Pair, Requant, effective_kernels
 from kqgen.plan import Form
 
 WeightsKind = Literal["uniform", "indexed", "additive"]
@@ -35,6 +36,7 @@ class ConvShape:
         input_aligned: the input map begins at a multiple of 4 (it lies in the arena).
         depthwise: output channel o reads input channel o // (c_out / c_in) alone.
         dilation: distance between taps, (rows, columns).
+        rule: how results are rounded: SPEC 3.2, or 3.5, `twice` where every shift is 32 or more, `slowly` otherwise.
     """
 
     h_in: int
@@ -58,6 +60,7 @@ class ConvShape:
     input_aligned: bool
     depthwise: bool = False
     dilation: Pair = (1, 1)
+    rule: Literal["half_up", "twice", "slowly"] = "half_up"
 
     @property
     def n(self) -> int:
@@ -128,8 +131,15 @@ def conv_shape(graph: IntGraph, node: IntConv2d, input_aligned: bool) -> ConvSha
         kind=kind, bits=bits, sign=sign, codewords=codewords, used_codewords=_used(stored) if indexed else 0.0,
         sums=node.addend is not None, largest_weight=int(np.abs(weights.astype(np.int64)).max()), largest_sum=int(sums.max()),
         pad_table=node.padding != (0, 0, 0, 0) and len(set(node.pad_values.tolist())) > 1, input_aligned=input_aligned,
-        depthwise=node.depthwise, dilation=node.dilation,
+        depthwise=node.depthwise, dilation=node.dilation, rule=_rule(node.requant),
     )  # fmt: skip
+
+
+def _rule(requant: Requant) -> Literal["half_up", "twice", "slowly"]:
+    if not fixed_tflite.is_rule(requant.acc_shift):
+        return "half_up"
+    fast = requant.acc_shift == fixed_tflite.TWICE and int(requant.shift.min()) >= fixed_tflite.FAST_SHIFT
+    return "twice" if fast else "slowly"
 
 
 def _used(weights: object) -> float:

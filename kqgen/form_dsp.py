@@ -60,6 +60,9 @@ PLACED_TAP_CYCLES = 30.0
 # Of a uniform weight: in a byte or a whole number of them with its neighbours, and not.
 WEIGHT_CYCLES = 9.5
 ODD_WEIGHT_CYCLES = 29.0
+# Of four channels of two pixels that are rounded twice, and one by one (SPEC 3.5).
+TWICE_CYCLES = 46.0
+SLOWLY_CYCLES = 480.0
 # Of a result that goes by way of a row in scratch.
 SETTLED_CYCLES = 30.0
 
@@ -72,23 +75,25 @@ class Layout:
         row_values: k_w * c_in.
         rests: values left of all rows.
         quads: of a window.
+        rule_words: shifts of a group, where results are rounded twice.
     """
 
     row_values: int
     rests: int
     quads: int
+    rule_words: int
 
     @property
     def group_bytes(self) -> int:
-        """Biases, weights and multipliers of four output channels."""
-        return 4 * (8 + 8 * self.quads)
+        """Biases, weights, multipliers and, by SPEC 3.5, shifts of four output channels."""
+        return 4 * (8 + 8 * self.quads + self.rule_words)
 
 
 def layout(shape: ConvShape) -> Layout:
     """SPEC 6.5."""
     row = shape.kernel[1] * shape.c_in
     rests = shape.kernel[0] * (row % 4)
-    return Layout(row, rests, shape.kernel[0] * (row // 4) + -(-rests // 4))
+    return Layout(row, rests, shape.kernel[0] * (row // 4) + -(-rests // 4), 4 if shape.rule == "twice" else 0)
 
 
 def candidates(shape: ConvShape, core: str) -> tuple[Candidate, ...]:
@@ -124,6 +129,7 @@ def _cycles(shape: ConvShape, prices: Prices, tile: int, strip: int) -> float:
     pairs = -(-shape.pixels // 2)
     steps = 2 * lay.quads
     group = steps * prices.step + steps // 8 * prices.eight + steps % 8 / 2 * prices.two + prices.group
+    group += {"half_up": 0.0, "twice": TWICE_CYCLES, "slowly": SLOWLY_CYCLES}[shape.rule]
     by_rows = shape.sums or shape.c_out % GROUP != 0
     rest = (
         LAYER_CYCLES

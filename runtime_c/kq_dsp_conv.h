@@ -46,50 +46,60 @@ KQGEN_CODE static KQ_NOINLINE void settle_row(const kq_requant *requant, const i
     }
 }
 
-#if KQ_WITH_TFLITE
-/* One result of SPEC 3.5, rounded twice: the accumulator, below 2^30, times 2, times the multiplier is what SMMULR rounds. */
-static KQ_INLINE int32_t rounded_twice(uint32_t acc, int32_t multiplier, uint32_t right)
+/* Words of a group behind its multipliers. */
+static KQ_INLINE uint32_t rule_words(const dsp_layer *layer)
 {
-    return kq_divided_by_power(kq_high_rounded(kq_signed(acc << 1), multiplier), right);
+#if KQ_WITH_TFLITE
+    return layer->rule_words;
+#else
+    (void)layer;
+    return 0;
+#endif
 }
 
-/* Output channels first..first+channels-1 of `pixels` pixels, 2 or 1, whose windows are widened, to where they belong: for layers that round
- * twice and do not sum, whose factors are all below 1.
- */
-KQGEN_CODE static KQ_NOINLINE void convolve_twice(
-    const dsp_layer *layer, uint32_t first, uint32_t channels, uint32_t pixels, int8_t *to)
+#if KQ_WITH_TFLITE
+/* Chooses the groups of a layer that rounds twice, by shifts of at least 1 behind the product, and whose scratch is made for them. */
+KQGEN_CODE static DSP_SMALL void choose_rule(dsp_layer *layer)
 {
     const kq_requant *requant = layer->requant;
-    const int32_t *multiplier = requant->multiplier_q31 + first;
-    const uint8_t *shift = requant->shift + first;
-    const uint32_t *weights = layer->groups;
-    const int32_t zero_point = requant->zero_point;
-    const int32_t lo = requant->lo;
-    const int32_t hi = requant->hi;
-    int8_t *second = pixels > 1u ? to + layer->window->c_out : to;
-    while (channels != 0) {
-        uint32_t acc[2u * DSP_GROUP];
-        const uint32_t *at = acc;
-        uint32_t left = channels < DSP_GROUP ? channels : DSP_GROUP;
-        channels -= left;
-        dsp_groups(layer->x, weights, acc, NULL, layer->x_eights, layer->x_last, weights, 0);
-        weights += layer->group_words;
-        do {
-            const uint32_t right = *shift - 31u;
-            const int32_t q0 = rounded_twice(at[0], *multiplier, right) + zero_point;
-            const int32_t q1 = rounded_twice(at[1], *multiplier, right) + zero_point;
-            *second = (int8_t)kq_clamped(q1, lo, hi);
-            *to = (int8_t)kq_clamped(q0, lo, hi);
-            ++second;
-            ++to;
-            ++shift;
-            ++multiplier;
-            at += 2;
-            --left;
-        } while (left != 0);
+    uint32_t o;
+    layer->rule_words = requant->acc_shift == KQ_ROUND_TWICE ? 4u : 0;
+    for (o = 0; o < layer->window->c_out; ++o) {
+        if (requant->shift[o] < 32u) {
+            layer->rule_words = 0;
+        }
     }
 }
+
+/* Multipliers and shifts of output channels first..first+channels-1 by SPEC 3.5. */
+KQGEN_CODE static DSP_SMALL void put_rules(dsp_layer *layer, uint32_t first, uint32_t channels)
+{
+    const kq_requant *requant = layer->requant;
+    uint32_t *rules = layer->groups + layer->group_words - 8;
+    uint32_t o;
+    for (o = 0; o < channels; ++o) {
+        rules[o & 3u] = (uint32_t)requant->multiplier_q31[first + o];
+        rules[4u + (o & 3u)] = requant->shift[first + o] - 31u;
+        if ((o & 3u) == 3u) {
+            rules += layer->group_words;
+        }
+    }
+    layer->ready = 1;
+}
 #endif
+
+/* Results of the groups from `weights` on of the two pixels that are widened. */
+static KQ_INLINE void run_groups(
+    const dsp_layer *layer, const uint32_t *weights, int8_t *to0, int8_t *to1, const uint32_t *w_last, int32_t zero_point)
+{
+#if KQ_WITH_TFLITE
+    if (layer->rule_words != 0) {
+        dsp_groups_twice(layer->x, weights, to0, to1, layer->x_eights, layer->x_last, w_last, zero_point);
+        return;
+    }
+#endif
+    dsp_groups(layer->x, weights, to0, to1, layer->x_eights, layer->x_last, w_last, zero_point);
+}
 
 /* Output channels first..first+channels-1 of `pixels` pixels, 2 or 1, whose windows are widened, by way of two rows in scratch; `to` is
  * where the first pixel's first result goes.
@@ -102,16 +112,8 @@ KQGEN_CODE static DSP_SMALL void convolve_by_rows(
     const uint32_t whole = round_up(channels);
     int8_t *row = layer->rows;
     uint32_t done = 0;
-#if KQ_WITH_TFLITE
-    if (layer->twice) {
-        convolve_twice(layer, first, channels, pixels, to);
-        return;
-    }
-#endif
     if (layer->ready) {
-        dsp_groups(
-            layer->x, weights, row, row + whole, layer->x_eights, layer->x_last, weights + (whole >> 2) * layer->group_words - 1,
-            requant->zero_point);
+        run_groups(layer, weights, row, row + whole, weights + (whole >> 2) * layer->group_words - 1, requant->zero_point);
         done = channels;
     }
     while (done < channels) {
@@ -167,7 +169,7 @@ KQGEN_CODE static KQ_NOINLINE void convolve(const dsp_layer *layer, uint32_t fir
             waiting ^= 1u;
             if (waiting == 0) {
                 if (straight) {
-                    dsp_groups(layer->x, layer->groups, to, to + c_out, layer->x_eights, layer->x_last, w_last, requant->zero_point);
+                    run_groups(layer, layer->groups, to, to + c_out, w_last, requant->zero_point);
                 } else {
                     convolve_by_rows(layer, first, channels, 2, to);
                 }
@@ -191,11 +193,8 @@ KQGEN_CODE static DSP_SMALL void prepare_groups(dsp_layer *layer, uint32_t first
     uint32_t *group = layer->groups;
     uint32_t o = 0;
     layer->ready = 1;
-#if KQ_WITH_TFLITE
-    layer->twice = requant->acc_shift == KQ_ROUND_TWICE && requant->sum == NULL;
-#endif
     while (o < channels) {
-        uint32_t *multipliers = group + layer->group_words - 4;
+        uint32_t *multipliers = group + layer->group_words - 4 - rule_words(layer);
         uint32_t i;
         if (channels - o < DSP_GROUP || layer->rest != 0) {
             uint32_t *word = group;
@@ -212,15 +211,15 @@ KQGEN_CODE static DSP_SMALL void prepare_groups(dsp_layer *layer, uint32_t first
             if (up > 16u || kq_rounds_as_tflite(requant->acc_shift)) {
                 layer->ready = 0;
             }
-#if KQ_WITH_TFLITE
-            if (requant->shift[channel] < 31u) {
-                layer->twice = 0;
-            }
-#endif
             ++o;
         }
         group += layer->group_words;
     }
+#if KQ_WITH_TFLITE
+    if (layer->rule_words != 0) {
+        put_rules(layer, first, channels);
+    }
+#endif
 }
 
 /* Fills a layer but for what `groups` holds, with the parts of scratch up to the groups laid out from `scratch` on. */
@@ -239,7 +238,10 @@ KQGEN_CODE static DSP_SMALL void lay_out(dsp_layer *layer, const int8_t *pad_val
     layer->rest = rest;
     layer->rest_quads = round_up(rests) >> 2;
     layer->quads = layer->row_quads * window->k_h + layer->rest_quads;
-    layer->group_words = 8u + (layer->quads << 3);
+#if KQ_WITH_TFLITE
+    choose_rule(layer);
+#endif
+    layer->group_words = 8u + rule_words(layer) + (layer->quads << 3);
     layer->pad_row = scratch;
     layer->edge_row = layer->pad_row + row_bytes;
     layer->rows = layer->edge_row + row_bytes;

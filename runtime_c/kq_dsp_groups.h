@@ -85,6 +85,103 @@
 /* A parameter that assembly alone uses. */
 #define DSP_UNSEEN __attribute__((unused))
 
+/* Requantisation of the sums of a group; r4 holds the zero point, r1 points at the last word of the weights and moves on to that of the
+ * group. Where r3, to1, is NULL the sums are what is wanted.
+ */
+#define DSP_SUMS_ALONE "cmp r3, #0\n beq 6f\n"
+#define DSP_SCALE \
+    "ldr r0, [r1, #4]\n" \
+    "ldr r5, [r1, #8]\n" \
+    DSP_SUMS_ALONE \
+    "smmlar r6, r6, r0, r4\n" \
+    "smmlar r7, r7, r0, r4\n" \
+    "smmlar r8, r8, r5, r4\n" \
+    "smmlar r9, r9, r5, r4\n" \
+    "ldr r0, [r1, #12]\n" \
+    "ldr r5, [r1, #16]!\n" \
+    "smmlar r10, r10, r0, r4\n" \
+    "smmlar r11, r11, r0, r4\n" \
+    "smmlar r12, r12, r5, r4\n" \
+    "smmlar lr, lr, r5, r4\n"
+
+/* Rounding twice (SPEC 3.5): the multiplier is in r0, how far the product is shifted down, at least 1, in r5. Halves go away from zero: a
+ * product below zero is made smaller by one before ASRS leaves the bit that rounds in the carry.
+ */
+#define DSP_TWICE(sum0, sum1) \
+    "lsls " sum0 ", " sum0 ", #1\n lsls " sum1 ", " sum1 ", #1\n" \
+    "smmulr " sum0 ", " sum0 ", r0\n smmulr " sum1 ", " sum1 ", r0\n" \
+    "add " sum0 ", " sum0 ", " sum0 ", asr #31\n add " sum1 ", " sum1 ", " sum1 ", asr #31\n" \
+    "asrs " sum0 ", " sum0 ", r5\n adc " sum0 ", " sum0 ", r4\n" \
+    "asrs " sum1 ", " sum1 ", r5\n adc " sum1 ", " sum1 ", r4\n"
+#define DSP_SCALE_TWICE \
+    "ldr r0, [r1, #4]\n ldr r5, [r1, #20]\n" \
+    DSP_SUMS_ALONE \
+    DSP_TWICE("r6", "r7") \
+    "ldr r0, [r1, #8]\n ldr r5, [r1, #24]\n" \
+    DSP_TWICE("r8", "r9") \
+    "ldr r0, [r1, #12]\n ldr r5, [r1, #28]\n" \
+    DSP_TWICE("r10", "r11") \
+    "ldr r0, [r1, #16]\n ldr r5, [r1, #32]!\n" \
+    DSP_TWICE("r12", "lr")
+
+#define DSP_GROUPS(scale) \
+    __asm__ volatile( \
+        "push {r0-r11, lr}\n" \
+        "subs r0, #4\n" \
+        "str r0, [sp]\n" \
+        "subs r1, #4\n" \
+        "1:\n" /* a group: biases */ \
+        "ldr r0, [sp]\n" \
+        "ldr r4, [sp, #52]\n" \
+        "ldr r6, [r1, #4]\n" \
+        "ldr r8, [r1, #8]\n" \
+        "ldr r10, [r1, #12]\n" \
+        "ldr r12, [r1, #16]!\n" \
+        "mov r7, r6\n" \
+        "mov r9, r8\n" \
+        "mov r11, r10\n" \
+        "mov lr, r12\n" \
+        "cmp r0, r4\n" \
+        "beq 3f\n" \
+        DSP_EIGHT_STEPS \
+        "3:\n" \
+        "ldr r4, [sp, #56]\n" \
+        "cmp r0, r4\n" \
+        "beq 5f\n" \
+        DSP_TWO_STEPS \
+        "5:\n" \
+        "ldr r2, [sp, #8]\n" \
+        "ldr r3, [sp, #12]\n" \
+        "ldr r4, [sp, #64]\n" \
+        scale \
+        "ssat r6, #8, r6\n" \
+        "ssat r7, #8, r7\n" \
+        "ssat r8, #8, r8\n" \
+        "ssat r9, #8, r9\n" \
+        "ssat r10, #8, r10\n" \
+        "ssat r11, #8, r11\n" \
+        "ssat r12, #8, r12\n" \
+        "ssat lr, #8, lr\n" \
+        "strb r8, [r2, #1]\n" \
+        "strb r10, [r2, #2]\n" \
+        "strb r12, [r2, #3]\n" \
+        "strb r6, [r2], #4\n" \
+        "strb r9, [r3, #1]\n" \
+        "strb r11, [r3, #2]\n" \
+        "strb lr, [r3, #3]\n" \
+        "strb r7, [r3], #4\n" \
+        "str r2, [sp, #8]\n" \
+        "str r3, [sp, #12]\n" \
+        "ldr r4, [sp, #60]\n" \
+        "cmp r1, r4\n" \
+        "bne 1b\n" \
+        "add sp, #16\n" \
+        "pop {r4-r11, pc}\n" \
+        "6:\n" /* accumulators alone */ \
+        "stm r2, {r6-r12, lr}\n" \
+        "add sp, #16\n" \
+        "pop {r4-r11, pc}\n")
+
 /* The dot products of groups of four output channels with the windows of two pixels.
  *
  * A group of `weights` is four biases, then for each step (two values of a window) a word a channel, then four multipliers. `x` holds for
@@ -99,76 +196,19 @@ KQGEN_CODE static __attribute__((naked, noinline, used)) void dsp_groups(
     DSP_UNSEEN const uint32_t *x_eights, DSP_UNSEEN const uint32_t *x_last, DSP_UNSEEN const uint32_t *w_last,
     DSP_UNSEEN int32_t zero_point)
 {
-    __asm__ volatile(
-        "push {r0-r11, lr}\n"
-        "subs r0, #4\n"
-        "str r0, [sp]\n"
-        "subs r1, #4\n"
-        "1:\n" /* a group: biases */
-        "ldr r0, [sp]\n"
-        "ldr r4, [sp, #52]\n"
-        "ldr r6, [r1, #4]\n"
-        "ldr r8, [r1, #8]\n"
-        "ldr r10, [r1, #12]\n"
-        "ldr r12, [r1, #16]!\n"
-        "mov r7, r6\n"
-        "mov r9, r8\n"
-        "mov r11, r10\n"
-        "mov lr, r12\n"
-        "cmp r0, r4\n"
-        "beq 3f\n"
-        DSP_EIGHT_STEPS
-        "3:\n"
-        "ldr r4, [sp, #56]\n"
-        "cmp r0, r4\n"
-        "beq 5f\n"
-        DSP_TWO_STEPS
-        "5:\n" /* requantisation */
-        "ldr r2, [sp, #8]\n"
-        "ldr r3, [sp, #12]\n"
-        "ldr r4, [sp, #64]\n"
-        "ldr r0, [r1, #4]\n"
-        "ldr r5, [r1, #8]\n"
-        "cmp r3, #0\n"
-        "beq 6f\n"
-        "smmlar r6, r6, r0, r4\n"
-        "smmlar r7, r7, r0, r4\n"
-        "smmlar r8, r8, r5, r4\n"
-        "smmlar r9, r9, r5, r4\n"
-        "ldr r0, [r1, #12]\n"
-        "ldr r5, [r1, #16]!\n"
-        "smmlar r10, r10, r0, r4\n"
-        "smmlar r11, r11, r0, r4\n"
-        "smmlar r12, r12, r5, r4\n"
-        "smmlar lr, lr, r5, r4\n"
-        "ssat r6, #8, r6\n"
-        "ssat r7, #8, r7\n"
-        "ssat r8, #8, r8\n"
-        "ssat r9, #8, r9\n"
-        "ssat r10, #8, r10\n"
-        "ssat r11, #8, r11\n"
-        "ssat r12, #8, r12\n"
-        "ssat lr, #8, lr\n"
-        "strb r8, [r2, #1]\n"
-        "strb r10, [r2, #2]\n"
-        "strb r12, [r2, #3]\n"
-        "strb r6, [r2], #4\n"
-        "strb r9, [r3, #1]\n"
-        "strb r11, [r3, #2]\n"
-        "strb lr, [r3, #3]\n"
-        "strb r7, [r3], #4\n"
-        "str r2, [sp, #8]\n"
-        "str r3, [sp, #12]\n"
-        "ldr r4, [sp, #60]\n"
-        "cmp r1, r4\n"
-        "bne 1b\n"
-        "add sp, #16\n"
-        "pop {r4-r11, pc}\n"
-        "6:\n" /* accumulators alone */
-        "stm r2, {r6-r12, lr}\n"
-        "add sp, #16\n"
-        "pop {r4-r11, pc}\n");
+    DSP_GROUPS(DSP_SCALE);
 }
+
+#if KQ_WITH_TFLITE
+/* As dsp_groups by SPEC 3.5, rounding twice: four shifts less 31, each 1..31, follow the multipliers. |acc| < 2^30. */
+KQGEN_CODE static __attribute__((naked, noinline, used)) void dsp_groups_twice(
+    DSP_UNSEEN const uint32_t *x, DSP_UNSEEN const uint32_t *weights, DSP_UNSEEN void *to0, DSP_UNSEEN int8_t *to1,
+    DSP_UNSEEN const uint32_t *x_eights, DSP_UNSEEN const uint32_t *x_last, DSP_UNSEEN const uint32_t *w_last,
+    DSP_UNSEEN int32_t zero_point)
+{
+    DSP_GROUPS(DSP_SCALE_TWICE);
+}
+#endif
 
 #else
 
@@ -232,6 +272,31 @@ KQGEN_CODE static KQ_NOINLINE void dsp_groups(
         to1 += 4;
     } while (weights != w_end);
 }
+
+#if KQ_WITH_TFLITE
+/* As dsp_groups by SPEC 3.5, rounding twice: four shifts less 31 follow the multipliers. */
+KQGEN_CODE static KQ_NOINLINE void dsp_groups_twice(
+    const uint32_t *x, const uint32_t *weights, void *to0, int8_t *to1, const uint32_t *x_eights, const uint32_t *x_last,
+    const uint32_t *w_last, int32_t zero_point)
+{
+    const uint32_t *last = weights + 2u * (uint32_t)(x_last + 1 - x) + 11;
+    int8_t *to = to0;
+    while (last <= w_last) {
+        uint32_t acc[8];
+        uint32_t i;
+        dsp_groups(x, weights, acc, NULL, x_eights, x_last, weights, 0);
+        for (i = 0; i < 8u; ++i) {
+            const uint32_t *rule = last - 7 + (i >> 1);
+            const int32_t scaled = kq_divided_by_power(kq_product_q31(kq_signed(acc[i]), kq_signed(rule[0]), 0x4000u), rule[4]);
+            ((i & 1u) != 0 ? to1 : to)[i >> 1] = (int8_t)kq_clamped(zero_point + scaled, -128, 127);
+        }
+        to += 4;
+        to1 += 4;
+        weights = last + 1;
+        last = weights + 2u * (uint32_t)(x_last + 1 - x) + 11;
+    }
+}
+#endif
 
 #endif
 

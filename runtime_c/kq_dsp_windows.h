@@ -27,8 +27,11 @@ typedef struct {
     uint32_t rest;        /* and what is left: 0..3 */
     uint32_t rest_quads;  /* quads of what is left of all rows */
     uint32_t quads;       /* of a window */
-    uint32_t group_words; /* of a group: 4 biases, 8 words a quad, 4 multipliers */
+    uint32_t group_words; /* of a group: 4 biases, 8 words a quad, 4 multipliers, and rule_words */
     int ready;            /* the multipliers of the tile's groups hold */
+#if KQ_WITH_TFLITE
+    uint32_t rule_words; /* 4 where results are rounded twice (SPEC 3.5): of a group, shifts behind the multipliers; else 0 */
+#endif
 } dsp_layer;
 
 /* The next multiple of 4. */
