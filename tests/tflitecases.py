@@ -89,6 +89,8 @@ _TABLES = {
     "STRIDED_SLICE": "StridedSliceOptions", "LEAKY_RELU": "LeakyReluOptions", "SPLIT": "SplitOptions", "PAD": "PadOptions",
     "RESIZE_NEAREST_NEIGHBOR": "ResizeNearestNeighborOptions", "SLICE": "SliceOptions", "GELU": "GeluOptions",
     "RESHAPE": "ReshapeOptions", "SQUEEZE": "SqueezeOptions", "TRANSPOSE": "TransposeOptions", "EXPAND_DIMS": "ExpandDimsOptions",
+    "ABS": "AbsOptions", "EXP": "ExpOptions", "SQUARE": "SquareOptions", "NEG": "NegOptions", "MAXIMUM": "MaximumMinimumOptions",
+    "MINIMUM": "MaximumMinimumOptions",
 }  # fmt: skip
 _VERSIONS = {
     "CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4, "AVERAGE_POOL_2D": 2, "MAX_POOL_2D": 2, "ADD": 2, "SUB": 2, "MUL": 2,
@@ -124,7 +126,9 @@ class Case:
         return sketch.bytes(*outputs)
 
 
-def _conv(s: Sketch, sides: tuple[int, int, int], c_out: int, kernel: tuple[int, int], out: tuple[int, int], **settings: Any) -> tuple[int, ...]:
+def _conv(
+    s: Sketch, sides: tuple[int, int, int], c_out: int, kernel: tuple[int, int], out: tuple[int, int], **settings: Any
+) -> tuple[int, ...]:
     x = s.input(1, *sides)
     w, scale = s.weights(c_out, *kernel, sides[2])
     y = s.map(1, *out, c_out)
@@ -192,7 +196,9 @@ def _softmax(s: Sketch, shape: tuple[int, ...], scale: float, beta: float = 1.0)
     return (y,)
 
 
-def _moves(s: Sketch, code: str, sources: list[tuple[int, ...]], constants: list[list[int]], out: tuple[int, ...], **settings: Any) -> tuple[int, ...]:
+def _moves(
+    s: Sketch, code: str, sources: list[tuple[int, ...]], constants: list[list[int]], out: tuple[int, ...], **settings: Any
+) -> tuple[int, ...]:
     x = [s.input(*shape) for shape in sources]
     y = s.map(*out, scale=0.05, zero_point=-7)
     s.add(code, x + [s.numbers(*values) for values in constants], [y], **settings)
@@ -291,7 +297,9 @@ CASES = (
     Case("slice", lambda s: _moves(s, "SLICE", [(1, 6, 5, 4)], [[0, 1, 2, 1], [1, 4, -1, 2]], (1, 4, 3, 2))),
     Case(
         "strided_slice",
-        lambda s: _moves(s, "STRIDED_SLICE", [(1, 7, 6, 4)], [[0, 1, -5, 0], [0, 7, 6, 0], [1, 2, 2, 1]], (1, 3, 3, 4), beginMask=9, endMask=9),
+        lambda s: _moves(
+            s, "STRIDED_SLICE", [(1, 7, 6, 4)], [[0, 1, -5, 0], [0, 7, 6, 0], [1, 2, 2, 1]], (1, 3, 3, 4), beginMask=9, endMask=9
+        ),
     ),
     Case("pad", lambda s: _pad(s, [(0, 0), (1, 2), (0, 3), (0, 0)], (1, 7, 8, 6))),
     Case("pad_channels", lambda s: _pad(s, [(0, 0), (0, 0), (0, 0), (2, 1)], (1, 4, 5, 9))),
@@ -305,6 +313,12 @@ CASES = (
     Case("hard_swish", lambda s: _unary(s, "HARD_SWISH", 0.04, -60)),
     Case("elu", lambda s: _unary(s, "ELU", 0.05, -50), kernels=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES),
     Case("quantize", lambda s: _unary(s, "QUANTIZE", 0.08, 11), float_too=False),
+    *(
+        Case(code.lower(), lambda s, code=code: _unary(s, code), int8_too=False)  # type: ignore[misc]
+        for code in ("ABS", "EXP", "SQUARE", "NEG", "RELU_N1_TO_1")
+    ),
+    Case("maximum", lambda s: _with_constant(s, "MAXIMUM", (1,)), int8_too=False),
+    Case("minimum", lambda s: _with_constant(s, "MINIMUM", (1,)), int8_too=False),
     Case("gelu", lambda s: _unary(s, "GELU"), int8_too=False),
 )
 """Every operator, each with what distinguishes it."""
