@@ -27,6 +27,13 @@ def spatial_rank(site: Site, x: Tensor) -> int:
     return rank
 
 
+def axis_of(site: Site, axis: int, rank: int) -> int:
+    """`axis` counted from the front."""
+    if not -rank <= axis < rank:
+        raise site.wrong(f"axis {axis}", f"-{rank} to {rank - 1}")
+    return axis % rank
+
+
 def spread(site: Site, name: str, rank: int, default: int, least: int = 1) -> tuple[int, ...]:
     """Attribute `name`, one number an axis."""
     given = site.numbers(name) or (default,) * rank

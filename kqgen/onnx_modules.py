@@ -88,6 +88,18 @@ class PaddedPool(nn.Module):
         return self.pool(self.around(x), **self.options)
 
 
+class CutPool(nn.Module):
+    """A pooling whose result `cut` cuts."""
+
+    def __init__(self, pool: Callable[..., torch.Tensor], cut: nn.Module, **options: Any) -> None:
+        super().__init__()
+        self.pool, self.cut, self.options = pool, cut, options
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """cut(pool(x, **options))."""
+        return torch.as_tensor(self.cut(self.pool(x, **self.options)))
+
+
 def reshape(x: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
     """`x` with its first axis kept and `sizes` behind it."""
     return x.reshape(x.shape[0], *sizes)
@@ -114,6 +126,8 @@ def total(*parts: torch.Tensor) -> torch.Tensor:
 def part(x: torch.Tensor, slices: Sequence[tuple[int, int, int, int]]) -> torch.Tensor:
     """`x` cut by (axis, start, end, step) each."""
     for axis, start, end, step in slices:
+        if (start, step) == (0, 1) and end == x.shape[axis]:
+            continue
         x = torch.ops.aten.slice.Tensor(x, axis, start, end, step)
     return x
 

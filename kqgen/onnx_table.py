@@ -11,6 +11,7 @@ from torch import nn
 
 from kqgen import onnx_layers as layers
 from kqgen import onnx_maps as maps
+from kqgen import onnx_pools as pools
 from kqgen import onnx_quantise as qdq
 from kqgen.onnx_site import Site, Value
 
@@ -68,12 +69,12 @@ ONNX_OPERATORS: tuple[OnnxOperators, ...] = (
     _row("Add Sub Mul Div", _PER_CHANNEL, "+ - * /",
          layers.arithmetic(torch.add), layers.arithmetic(torch.sub), layers.arithmetic(torch.mul), layers.arithmetic(torch.div)),
     _row("Sum", "of tensors", "+", layers.total),
-    _row("MaxPool", "1-D and 2-D; indices are not read", "nn.MaxPool1d, nn.MaxPool2d", maps.max_pool, keeps_codes=True),
-    _row("AveragePool", "1-D and 2-D; unequal pads only with count_include_pad 1", "nn.AvgPool1d, nn.AvgPool2d", maps.average_pool),
+    _row("MaxPool", "1-D and 2-D; indices are not read", "nn.MaxPool1d, nn.MaxPool2d", pools.max_pool, keeps_codes=True),
+    _row("AveragePool", "1-D and 2-D; unequal pads only with count_include_pad 1", "nn.AvgPool1d, nn.AvgPool2d", pools.average_pool),
     _row("GlobalAveragePool GlobalMaxPool", "", "x.mean((2, 3)), x.amax((2, 3))",
-         maps.global_pool(torch.mean), maps.global_pool(torch.amax)),
+         pools.global_pool(torch.mean), pools.global_pool(torch.amax)),
     _row("ReduceMean ReduceMax ReduceSum", "not over the batch", "x.mean, x.amax, x.sum",
-         maps.reduce(torch.mean, 18), maps.reduce(torch.amax, 18), maps.reduce(torch.sum, 13)),
+         pools.reduce(torch.mean, 18), pools.reduce(torch.amax, 18), pools.reduce(torch.sum, 13)),
     _row("Softmax", "over one axis", "nn.Softmax", maps.softmax),
     _row("ArgMax", "the first of equals", "torch.argmax", maps.arg_max),
     _row("Concat", "computed tensors", "torch.cat", maps.concat, keeps_codes=True),

@@ -318,6 +318,19 @@ def test_an_operator_equals_pytorch(tmp_path: Path, name: str) -> None:
         torch.testing.assert_close(module(x), wanted(x))
 
 
+def test_maximum_over_any_padding(tmp_path: Path) -> None:
+    """Against a map padded by the least value, whatever the windows do at its ends."""
+    rng = np.random.default_rng(5)
+    x = torch.from_numpy(weights(7, 1, 2, 9, 10))
+    for _ in range(60):
+        kernel, stride, pads = rng.integers(2, 5, 2), rng.integers(1, 4, 2), rng.integers(0, 2, 4)
+        attributes = {"kernel_shape": kernel.tolist(), "strides": stride.tolist(), "pads": pads.tolist()}
+        module, _ = load_onnx(save(_one("MaxPool", x.shape, **attributes).model, tmp_path / "net.onnx"))
+        top, left, bottom, right = pads.tolist()
+        wanted = F.max_pool2d(F.pad(x, (left, right, top, bottom), value=-1e9), kernel.tolist(), stride.tolist())
+        torch.testing.assert_close(module(x), wanted, msg=str(attributes))
+
+
 def _fused(tmp_path: Path, case: Case) -> list[str]:
     module, _ = load_onnx(save(case.model, tmp_path / "net.onnx"))
     return [type(each).__name__ for each in module.children()]
