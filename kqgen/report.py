@@ -24,8 +24,10 @@ from kqgen.intgraph import (
     IntGraph,
     IntLookup,
     IntMaxPool,
+    IntMeanWindow,
     IntMul,
     IntNode,
+    IntRescaledAdd,
     IntSlicePad,
     IntSoftmax,
     KqWeights,
@@ -323,7 +325,7 @@ def _layer(node: IntNode, label: str, step: Step, graph: IntGraph) -> LayerRepor
             weights = f"int{node.weights.bits}"
     return LayerReport(
         name=label,
-        op="dense" if isinstance(node, IntConv2d) and node.dense else _op_name(node),
+        op=_op_name(node),
         macs=macs,
         weight_bits=weight_bits,
         bits_per_weight=per_weight,
@@ -338,7 +340,10 @@ def _layer(node: IntNode, label: str, step: Step, graph: IntGraph) -> LayerRepor
 
 
 def _op_name(node: IntNode) -> str:
+    if isinstance(node, IntConv2d) and (node.dense or node.depthwise):
+        return "dense" if node.dense else "depthwise_conv2d"
     return {
         IntConv2d: "conv2d", IntAdd: "add", IntAvgPool: "avg_pool", IntMaxPool: "max_pool", IntClamp: "clamp", IntSlicePad: "slice_pad",
         IntLookup: "lookup", IntMul: "mul", IntAssemble: "assemble", IntSoftmax: "softmax", IntArgMax: "argmax",
+        IntRescaledAdd: "add", IntMeanWindow: "avg_pool",
     }[type(node)]  # fmt: skip
