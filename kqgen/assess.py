@@ -9,7 +9,7 @@ from kqgen.deliver import quantised_inputs
 from kqgen.errors import InputError, ToolchainError
 from kqgen.fidelity import LeftOut, Waterfall, waterfall
 from kqgen.firmware import FLOAT_SUFFIX, Network
-from kqgen.floatmodel import float_outputs
+from kqgen.floatmodel import as_maps, float_outputs
 from kqgen.frontend import import_exported
 from kqgen.fuse import split
 from kqgen.net import load
@@ -46,7 +46,7 @@ def assess(network: Network, inputs: Path, *, model: Path | None = None, limit: 
     elif (labels := read_labels(inputs, first.size_bytes, limit=limit)) is None:
         left_out.append(LeftOut("accuracy", f"{inputs.name} holds no array '{LABELS}': numpy.savez(..., images=..., {LABELS}=...)"))
     tell("float PyTorch", 0.0)
-    expected = float_outputs(program, samples, samples.count)
+    expected = as_maps(graph, float_outputs(program, samples, samples.count))
     codes = quantised_inputs(graph, samples)
     outputs, why = _integer_outputs(network, codes, tell)
     if why:

@@ -144,9 +144,9 @@ def range_roots(graph: Graph) -> dict[str, str]:
     """Per tensor of a simplified graph the one whose quantisation it has; roots may come later in the graph.
 
     MaxPool, SlicePad, Upsample and Clamp share their input's, and so does a Concat or Interleave whose operands share one. A tensor
-    that only ends in one Concat, by way of such nodes or at once, has the Concat's: its values are rounded to that anyway, so one rounding is saved
-    and the C copies bytes. An operand that others read too keeps its own, which suits them, and is requantised into the Concat; so
-    are inputs, Softmax, ArgMax, outputs and tensors with a quantisation of the model's own.
+    that only ends in one Concat, by way of such nodes or at once, has the Concat's: its values are rounded to that anyway, so one
+    rounding is saved and the C copies bytes. An operand that others read too keeps its own, which suits them, and is requantised into
+    the Concat; so are inputs, Softmax, ArgMax, outputs and tensors with a quantisation of the model's own.
     """
     roots: dict[str, str] = {}
     for node in graph:

@@ -150,7 +150,7 @@ def _assemble(where: str, node: IntAssemble, sources: list[QTensor]) -> None:
         (row, column, channel), given = part.start, sources[part.source]
         rows = slice(row, row + (given.h - 1) * part.step[0] + 1, part.step[0])
         columns = slice(column, column + (given.w - 1) * part.step[1] + 1, part.step[1])
-        covered[rows, columns, channel : channel + given.c] = True
+        covered[rows, columns, channel : channel + (given.c - 1) * part.channel_step + 1 : part.channel_step] = True
     need(node.fill is not None or bool(covered.all()), where, "parts", "positions that no part covers")
     need({part.source for part in node.parts} == set(range(len(sources))), where, "parts", "an input that is placed nowhere")
 
@@ -158,7 +158,9 @@ def _assemble(where: str, node: IntAssemble, sources: list[QTensor]) -> None:
 def _part(where: str, part: Part, given: QTensor, out: QTensor) -> None:
     (row, column, channel), (down, right) = part.start, part.step
     need(min(row, column, channel) >= 0 and min(down, right) > 0, where, "start", f"{part.start}, {part.step}")
-    ends = (row + (given.h - 1) * down, column + (given.w - 1) * right, channel + given.c - 1)
+    ends = (row + (given.h - 1) * down, column + (given.w - 1) * right, channel + (given.c - 1) * part.channel_step)
+    woven = (part.step, part.channel_step * given.c) == ((1, 1), out.c) and given.w * given.c <= _SHORT
+    need(part.channel_step == 1 or (part.channel_step > 1 and woven), where, "channel_step", str(part.channel_step))
     need(all(end < size for end, size in zip(ends, _shape(out), strict=True)), where, "start", f"{part.start} reaches {ends}")
     copies = (part.multiplier, part.bias, part.shift) == (1, 0, 0)
     scales = part.multiplier > 0 and 1 <= part.shift <= fixed.ADD_SHIFT_MAX and fixed.rescale_fits(part.multiplier, part.bias)

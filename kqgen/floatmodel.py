@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
+from kqgen.intgraph import IntGraph
 from kqgen.ir import Float32
 from kqgen.samples import Samples
 
@@ -35,3 +36,15 @@ def float_outputs(program: ExportedProgram, samples: Samples, count: int) -> tup
             outputs = result if isinstance(result, (tuple, list)) else (result,)
             parts.append([output.float().numpy()[: count - start] for output in outputs])
     return tuple(np.concatenate([part[number] for part in parts]) for number in range(len(parts[0])))
+
+
+def as_maps(graph: IntGraph, outputs: tuple[Float32, ...]) -> tuple[Float32, ...]:
+    """The float model's outputs, each (N, ...) in PyTorch's order, as maps (N, c, h, w)."""
+    maps = []
+    for name, output in zip(graph.outputs, outputs, strict=True):
+        tensor = graph.tensor(name)
+        if name in graph.channels_last:
+            maps.append(np.ascontiguousarray(output.reshape(-1, tensor.h, tensor.w, tensor.c).transpose(0, 3, 1, 2)))
+        else:
+            maps.append(output.reshape(-1, tensor.c, tensor.h, tensor.w))
+    return tuple(maps)

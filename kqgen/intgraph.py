@@ -271,6 +271,7 @@ class Part:
         start: (row, column, channel) of its first value in the output.
         step: (rows, columns) between its values there.
         multiplier, bias, shift: to the output's quantisation; 1, 0, 0 copies.
+        channel_step: between its channels there; above 1 the output has channel_step times its channels, and step is (1, 1).
     """
 
     source: int
@@ -279,6 +280,7 @@ class Part:
     multiplier: int
     bias: int
     shift: int
+    channel_step: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -323,6 +325,7 @@ class IntGraph:
         codebooks: in order of first use.
         rounding: the one requantisation rule of this graph.
         compression: "kq" or "int8", as asked for.
+        channels_last: outputs that PyTorch delivers as they lie in memory, channels behind rows and columns.
     """
 
     name: str
@@ -333,6 +336,7 @@ class IntGraph:
     codebooks: tuple[IntCodebook, ...]
     rounding: Rounding = "half_up"
     compression: str = "kq"
+    channels_last: frozenset[str] = frozenset()
 
     def tensor(self, name: str) -> QTensor:
         """The tensor called `name`; KeyError if there is none."""

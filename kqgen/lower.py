@@ -35,6 +35,7 @@ def lower(graph: ir.Graph, ranges: Ranges, quantised: Quantised, compression: st
         nodes=nodes,
         outputs=graph.outputs,
         flattened=graph.flattened,
+        channels_last=graph.channels_last,
         codebooks=tuple(codebook for codebook in quantised.codebooks if codebook.name in used),
         compression=compression,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from kqgen.lower_checks import (
     INT8_HIGH,
     INT8_LOW,
     INT32_LIMIT,
+    UINT16_LIMIT,
     check_slice,
     check_window,
     clamp_codes,
@@ -69,8 +71,8 @@ def lowered(node: ir.Node, sources: list[QTensor], output: QTensor) -> tuple[Int
             return (_arg_max(node, source, output),)
         case ir.Concat():
             return (_concat(node, sources, output),)
-        case ir.Upsample():
-            return (_upsample(node, source, output),)
+        case ir.Interleave() | ir.Upsample():
+            return (_enlarged(node, sources, output),)
         case ir.AvgPool():
             return (_avg_pool(node, source, output),)
         case ir.MaxPool():
@@ -189,6 +191,10 @@ def _concat(node: ir.Concat, sources: list[QTensor], output: QTensor) -> IntAsse
     """SPEC 5.11."""
     parts: list[Part] = []
     at = 0
+    if node.woven:
+        _check_woven(node, sources[0])
+        turns = [_part(node, number, source, output, (0, 0, number), (1, 1)) for number, source in enumerate(sources)]
+        return _assemble(node, output, [replace(part, channel_step=len(sources)) for part in turns])
     for number, source in enumerate(sources):
         start = (0, 0, at) if node.axis == 0 else (at, 0, 0) if node.axis == 1 else (0, at, 0)
         parts.append(_part(node, number, source, output, start, (1, 1)))
@@ -196,11 +202,25 @@ def _concat(node: ir.Concat, sources: list[QTensor], output: QTensor) -> IntAsse
     return _assemble(node, output, parts)
 
 
-def _upsample(node: ir.Upsample, source: QTensor, output: QTensor) -> IntAssemble:
-    """SPEC 5.11: a part for every place that a value takes, or one part between zeros."""
-    rows, columns = (1, 1) if node.zeros else node.factor
-    parts = [_part(node, 0, source, output, (row, column, 0), node.factor) for row in range(rows) for column in range(columns)]
-    return _assemble(node, output, parts, output.zero_point if node.zeros else None)
+def _check_woven(node: ir.Concat, source: QTensor) -> None:
+    if source.w * source.c > UINT16_LIMIT:
+        raise UnsupportedError(
+            f"layer {label(node)}: a row is too long to take its channels in turn",
+            found=f"{source.w} columns of {source.c} channels",
+            wanted=f"at most {UINT16_LIMIT} values",
+            do="shrink the input",
+        )
+
+
+def _enlarged(node: ir.Interleave | ir.Upsample, sources: list[QTensor], output: QTensor) -> IntAssemble:
+    """SPEC 5.11: a part for every place that a value takes, of one input or of an input each; or one part between zeros."""
+    zeros = isinstance(node, ir.Upsample) and node.zeros
+    rows, columns = (1, 1) if zeros else node.factor
+    parts = []
+    for number, place in enumerate((row, column) for row in range(rows) for column in range(columns)):
+        given = number if isinstance(node, ir.Interleave) else 0
+        parts.append(_part(node, given, sources[given], output, (*place, 0), node.factor))
+    return _assemble(node, output, parts, output.zero_point if zeros else None)
 
 
 def _part(node: ir.Node, number: int, source: QTensor, output: QTensor, start: tuple[int, int, int], step: ir.Pair) -> Part:

@@ -51,7 +51,7 @@ class Net:
         outputs = self.library.run(codes)
         return _single(
             tuple(
-                _real(graph.tensor(name), output, name in graph.flattened) for name, output in zip(graph.outputs, outputs, strict=True)
+                _real(graph, graph.tensor(name), output) for name, output in zip(graph.outputs, outputs, strict=True)
             )
         )
 
@@ -122,6 +122,8 @@ def _codes(model: str, tensor: QTensor, image: npt.NDArray[Any]) -> Int8:
     return oracle.input_codes(tensor, image)
 
 
-def _real(tensor: QTensor, codes: Int8, flattened: bool) -> npt.NDArray[np.float32]:
+def _real(graph: IntGraph, tensor: QTensor, codes: Int8) -> npt.NDArray[np.float32]:
+    if tensor.name in graph.channels_last:
+        return oracle.dequantise(tensor, codes)
     planes = np.ascontiguousarray(oracle.dequantise(tensor, codes).transpose(0, 3, 1, 2))
-    return planes.reshape(len(planes), -1) if flattened or tensor.h == tensor.w == 1 else planes
+    return planes.reshape(len(planes), -1) if tensor.name in graph.flattened or tensor.h == tensor.w == 1 else planes

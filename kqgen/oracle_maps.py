@@ -81,7 +81,7 @@ def _assemble(node: IntAssemble, inputs: list[Int8]) -> Int8:
         _, h, w, c = given.shape
         (row, column, channel), (down, right) = part.start, part.step
         rows, columns = slice(row, row + (h - 1) * down + 1, down), slice(column, column + (w - 1) * right + 1, right)
-        out[:, rows, columns, channel : channel + c] = _placed(part, given)
+        out[:, rows, columns, channel : channel + (c - 1) * part.channel_step + 1 : part.channel_step] = _placed(part, given)
     return out
 
 

@@ -32,7 +32,7 @@ from kqgen.deliver import GOLDEN_VECTORS, deliver, drawn_inputs, quantised_input
 from kqgen.emit import SourceTree
 from kqgen.errors import InputError
 from kqgen.firmware import GRAPH_SUFFIXES, Firmware, check_replaceable
-from kqgen.floatmodel import float_outputs
+from kqgen.floatmodel import as_maps, float_outputs
 from kqgen.frontend import export_module, import_exported
 from kqgen.frontend_names import c_identifier
 from kqgen.goal import Goal, goal_or_options
@@ -300,7 +300,7 @@ def _float_agreement(firmware: Firmware, samples: Samples, outputs: Tensors) -> 
     if firmware.float_model is None:
         return None
     count = min(samples.count, FLOAT_INPUTS)
-    expected = float_outputs(load_pt2(firmware.float_model), samples, count)
+    expected = as_maps(firmware.graph, float_outputs(load_pt2(firmware.float_model), samples, count))
     tensors = [firmware.graph.tensor(name) for name in firmware.graph.outputs]
     found = [
         oracle.dequantise(tensor, codes[:count]).transpose(0, 3, 1, 2).reshape(count, -1)

@@ -194,7 +194,7 @@ def _asked(graph: IntGraph, node: IntNode, masks: list[Mask], reads: Mapping[str
             return [every] * len(masks)
         case IntSlicePad():
             return _asked_of_slice(node, masks[0], out)
-        case IntAssemble():
+        case IntAssemble() if all(part.channel_step == 1 for part in node.parts):
             return _asked_of_parts(node, masks)
         case _:
             return [np.ones(len(mask), np.bool_) for mask in masks]

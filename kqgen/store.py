@@ -117,7 +117,7 @@ def _of_this_schema(stored: Mapping[str, Any], schema: int) -> Mapping[str, Any]
     if schema < SCHEMA:
         plain = {"depthwise": False, "dilation": [1, 1]}
         nodes = [{**node, **plain} if node["type"] == IntConv2d.__name__ else node for node in stored["nodes"]]
-        stored = {**stored, "nodes": nodes}
+        stored = {**stored, "nodes": nodes, "channels_last": []}
     return stored
 
 

@@ -308,7 +308,7 @@ def _layout_lines(plan: Plan, inputs: Sequence[BufferView], outputs: Sequence[Bu
     rows += [
         ("", f"PyTorch flattens {buffer.param} in the order channel, row, column; here it stays {buffer.layout}.")
         for buffer in outputs
-        if buffer.name in graph.flattened and buffer.h * buffer.w > 1
+        if buffer.name in graph.flattened - graph.channels_last and buffer.h * buffer.w > 1
     ]
     return aligned_rows(rows)
 

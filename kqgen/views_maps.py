@@ -243,15 +243,17 @@ def _rescaled_add(node: IntRescaledAdd, b: QTensor) -> RescaledAddParams:
 def _place(node: IntAssemble, part: Part, source: QTensor) -> PlaceRow:
     out = node.output
     row, column, channel = part.start
+    # Channels apart by a step: every value is a column of one channel.
+    w, c = (source.w, source.c) if part.channel_step == 1 else (source.w * source.c, 1)
     return PlaceRow(
         start=_fits(node, (row * out.w + column) * out.c + channel, UINT32, "start"),
         row_step=_fits(node, part.step[0] * out.w * out.c, UINT32, "step"),
-        column_step=_fits(node, part.step[1] * out.c, UINT32, "step"),
+        column_step=_fits(node, part.step[1] * out.c if part.channel_step == 1 else part.channel_step, UINT32, "step"),
         multiplier=_fits(node, part.multiplier, COUNT, "multiplier"),
         bias=int32_literal(part.bias),
         h=_fits(node, source.h, UINT16, "shape"),
-        w=_fits(node, source.w, UINT16, "shape"),
-        c=_fits(node, source.c, UINT16, "shape"),
+        w=_fits(node, w, UINT16, "shape"),
+        c=_fits(node, c, UINT16, "shape"),
         shift=_fits(node, part.shift, (0, 20), "shift"),
     )
 
