@@ -57,18 +57,6 @@ KQGEN_CODE static inline int32_t kq_product_q31(int32_t a, int32_t b, uint32_t h
 #endif
 }
 
-/* floor((a * b + 2^31) / 2^32) for any a and b. */
-KQGEN_CODE static inline int32_t kq_high_rounded(int32_t a, int32_t b)
-{
-#if defined(__ARM_FEATURE_DSP)
-    int32_t high;
-    __asm__("smmulr %0, %1, %2" : "=r"(high) : "r"(a), "r"(b));
-    return high;
-#else
-    return kq_shift_down(kq_product_q31(a, b, 0x8000u), 1);
-#endif
-}
-
 /* x / 2^n, n 0..31, halves away from zero. */
 KQGEN_CODE static inline int32_t kq_divided_by_power(int32_t x, uint32_t n)
 {

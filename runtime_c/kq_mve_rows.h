@@ -33,6 +33,18 @@ KQGEN_CODE static void kq_mve_fill_constants(const kq_mve_tile *tile)
     kq_mve_put_words(to, sum != NULL ? sum->hi : requant->hi);
 }
 
+/* The multiplier of a channel as VMULH takes it (SPEC 3.2), or VQRDMULH (SPEC 3.5). */
+static KQ_INLINE int32_t kq_mve_multiplier(const kq_requant *requant, uint32_t channel)
+{
+    return kq_rounds_as_tflite(requant->acc_shift) ? requant->multiplier_q31[channel] : requant->multiplier[channel] * 65536;
+}
+
+/* How far VRSHL shifts up what that leaves: a number below 0; by SPEC 3.5 the shift behind the product alone. */
+static KQ_INLINE int32_t kq_mve_shift(const kq_requant *requant, uint32_t channel)
+{
+    return (kq_rounds_as_tflite(requant->acc_shift) ? 31 : 0) - (int32_t)requant->shift[channel];
+}
+
 /* Parameters of output channels first..first+channels-1; an odd last one fills its pair. */
 KQGEN_CODE static void kq_mve_fill_params(const kq_mve_tile *tile, uint32_t first, uint32_t channels)
 {
@@ -43,8 +55,8 @@ KQGEN_CODE static void kq_mve_fill_params(const kq_mve_tile *tile, uint32_t firs
         uint32_t i;
         for (i = 0; i < 2u; ++i) {
             const uint32_t channel = first + (o + i < channels ? o + i : o);
-            const int32_t multiplier = requant->multiplier[channel] * 65536;
-            const int32_t shift = -(int32_t)requant->shift[channel];
+            const int32_t multiplier = kq_mve_multiplier(requant, channel);
+            const int32_t shift = kq_mve_shift(requant, channel);
             to[i] = requant->bias[channel];
             to[2u + i] = multiplier;
             to[4u + i] = multiplier;
@@ -78,13 +90,14 @@ KQGEN_CODE static void kq_mve_fill_params(const kq_mve_tile *tile, uint32_t firs
 /* Requantisation of four accumulators (SPEC 3.3): VMULH gives floor(acc * m * 2^16 / 2^32), VRSHL by -s rounds. Constants are loaded where
  * they are used: between two operations of the vector unit a load costs nothing.
  */
-#define KQ_MVE_SCALE(shift_up) \
+#define KQ_MVE_SCALE(shift_up, multiply, away) \
     "vmov q0[2], q0[0], %[acc00], %[acc10]\n\t" \
     "vldrw.u32 q3, [%[constants]]\n\t" \
     "vmov q0[3], q0[1], %[acc01], %[acc11]\n\t" shift_up \
     "vldrw.u32 q1, [%[params]], #16\n\t" \
-    "vmulh.s32 q0, q0, q1\n\t" \
+    multiply " q0, q0, q1\n\t" \
     "vldrw.u32 q1, [%[params]], #16\n\t" \
+    away \
     "vrshl.s32 q0, q0, q1\n\t" \
     "vldrw.u32 q1, [%[constants], #16]\n\t" \
     "vadd.i32 q0, q0, q1\n\t" \
@@ -92,6 +105,12 @@ KQGEN_CODE static void kq_mve_fill_params(const kq_mve_tile *tile, uint32_t firs
     "vmax.s32 q0, q0, q1\n\t" \
     "vldrw.u32 q1, [%[constants], #48]\n\t" \
     "vmin.s32 q0, q0, q1\n\t"
+
+/* Makes what is below 0 smaller by one where it is shifted down, so that halves go away from zero (SPEC 3.5). */
+#define KQ_MVE_AWAY \
+    "vand q4, q0, q1\n\t" \
+    "vshr.s32 q4, q4, #31\n\t" \
+    "vadd.i32 q0, q0, q4\n\t"
 
 #define KQ_MVE_SHIFT_UP \
     "vldrw.u32 q1, [%[constants], #64]\n\t" \
@@ -115,10 +134,10 @@ KQGEN_CODE static void kq_mve_fill_params(const kq_mve_tile *tile, uint32_t firs
     "vmin.s32 q0, q0, q1\n\t"
 
 /* All groups of two pixels, one after the other: four results each to the four places behind `to`. */
-#define KQ_MVE_GROUPS(shift_up, sum) \
+#define KQ_MVE_GROUPS(shift_up, multiply, away, sum) \
     __asm__ volatile( \
         "vldrb.u8 q2, [%[weights]], #16\n" \
-        "1:\n\t" KQ_MVE_DOTS KQ_MVE_SCALE(shift_up) sum \
+        "1:\n\t" KQ_MVE_DOTS KQ_MVE_SCALE(shift_up, multiply, away) sum \
         "vstrb.32 q0, [%[to], q3]\n\t" \
         "sub %[x0], %[x0], %[steps], lsl #4\n\t" \
         "sub %[x1], %[x1], %[steps], lsl #4\n\t" \
@@ -163,10 +182,17 @@ KQGEN_CODE static KQ_NOINLINE void kq_mve_row(const kq_mve_tile *tile, const int
         register uint32_t count __asm__("r12") = pairs;
         register uint32_t steps __asm__("r11") = tile->steps;
         register int32_t *constants __asm__("r9") = tile->constants;
+#if KQ_WITH_TFLITE
+        if (tile->requant->acc_shift == KQ_ROUND_TWICE) {
+            KQ_MVE_GROUPS("", "vqrdmulh.s32", KQ_MVE_AWAY, "");
+        } else if (tile->requant->acc_shift == KQ_ROUND_ONCE) {
+            KQ_MVE_GROUPS("", "vqdmulh.s32", "", "");
+        } else
+#endif
         if (general) {
-            KQ_MVE_GROUPS(KQ_MVE_SHIFT_UP, KQ_MVE_SUM);
+            KQ_MVE_GROUPS(KQ_MVE_SHIFT_UP, "vmulh.s32", "", KQ_MVE_SUM);
         } else {
-            KQ_MVE_GROUPS("", "");
+            KQ_MVE_GROUPS("", "vmulh.s32", "", "");
         }
         x += 2u * pixel_bytes;
         to += step_out;
@@ -178,7 +204,9 @@ KQGEN_CODE static KQ_NOINLINE void kq_mve_row(const kq_mve_tile *tile, const int
     }
 }
 
-#else
+#endif
+
+#if !KQ_MVE || KQ_WITH_TFLITE
 
 /* The sum of `start` and the dot product of one window with the weights of one channel. */
 KQGEN_CODE static uint32_t kq_mve_dot(const int8_t *x, const int8_t *weights, uint32_t start, uint32_t taps)
@@ -211,19 +239,11 @@ KQGEN_CODE static void kq_mve_fill_row(const kq_mve_tile *tile, const int8_t *in
     kq_mve_copy(to + (left + middle) * step, step, tile->pads, 0, c_in, columns - left - middle);
 }
 
-/* One row of output pixels, whose columns begin at x, by the tile's channels first..first+channels-1, to `to`. */
-KQGEN_CODE static void kq_mve_convolve_row(const kq_mve_tile *tile, const int8_t *x, uint32_t first, uint32_t channels, int8_t *to)
+#if !KQ_MVE || KQ_WITH_TFLITE
+
+/* One row of output pixels, value by value. */
+KQGEN_CODE static void kq_mve_plain_row(const kq_mve_tile *tile, const int8_t *x, uint32_t first, uint32_t channels, int8_t *to)
 {
-#if KQ_MVE
-    const uint32_t even = channels & ~(uint32_t)1u;
-    (void)first;
-    if (even != 0) {
-        kq_mve_row(tile, x, 0, even, to);
-    }
-    if (even != channels) {
-        kq_mve_row(tile, x, even, 1, to + even);
-    }
-#else
     const kq_window *window = tile->window;
     const uint32_t taps = (uint32_t)window->k_h * window->k_w * window->c_in;
     uint32_t pixel;
@@ -236,6 +256,44 @@ KQGEN_CODE static void kq_mve_convolve_row(const kq_mve_tile *tile, const int8_t
         x += window->stride_w * window->k_h * (uint32_t)window->c_in;
         to += window->c_out;
     }
+}
+
+#endif
+
+#if KQ_MVE && KQ_WITH_TFLITE
+/* Whether vectors give a channel's results by SPEC 3.5: all shifts leave at least 1 behind the product. */
+KQGEN_CODE static int kq_mve_shifts_down(const kq_requant *requant, uint32_t first, uint32_t channels)
+{
+    uint32_t o;
+    for (o = first; o < first + channels; ++o) {
+        if (kq_rounds_as_tflite(requant->acc_shift) && requant->shift[o] < 32u) {
+            return 0;
+        }
+    }
+    return 1;
+}
+#endif
+
+/* One row of output pixels, whose columns begin at x, by the tile's channels first..first+channels-1, to `to`. */
+KQGEN_CODE static void kq_mve_convolve_row(const kq_mve_tile *tile, const int8_t *x, uint32_t first, uint32_t channels, int8_t *to)
+{
+#if KQ_MVE
+    const uint32_t even = channels & ~(uint32_t)1u;
+    (void)first;
+#if KQ_WITH_TFLITE
+    if (!kq_mve_shifts_down(tile->requant, first, channels)) {
+        kq_mve_plain_row(tile, x, first, channels, to);
+        return;
+    }
+#endif
+    if (even != 0) {
+        kq_mve_row(tile, x, 0, even, to);
+    }
+    if (even != channels) {
+        kq_mve_row(tile, x, even, 1, to + even);
+    }
+#else
+    kq_mve_plain_row(tile, x, first, channels, to);
 #endif
 }
 

@@ -22,7 +22,7 @@ from kqgen.board import Board, load_board
 from kqgen.image import Image, build_image
 from kqgen.toolchain import find_toolchain
 
-ToolName = Literal["cc", "gcc", "zig", "unicorn", "qemu", "cmake"]
+ToolName = Literal["cc", "gcc", "zig", "unicorn", "qemu", "cmake", "litert"]
 ArmCompiler = Literal["gcc", "zig"]
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _PROGRAMS: dict[ToolName, tuple[str, ...]] = {
     "cc": ("cc", "gcc", "clang"), "gcc": ("arm-none-eabi-gcc",), "qemu": ("qemu-system-arm",), "cmake": ("cmake",),
 }  # fmt: skip
-_MODULES: dict[ToolName, str] = {"zig": "ziglang", "unicorn": "unicorn"}
+_MODULES: dict[ToolName, str] = {"zig": "ziglang", "unicorn": "unicorn", "litert": "ai_edge_litert"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
