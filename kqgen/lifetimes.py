@@ -6,10 +6,11 @@ is many pieces, so that another map may take the place of rows that are not need
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from kqgen.intgraph import IntAdd, IntClamp, IntConv2d, IntGraph, IntLookup, IntMul, IntRescaledAdd, IntSoftmax
+from kqgen.intgraph import IntAdd, IntClamp, IntConv2d, IntGraph, IntLookup, IntMul, IntRescaledAdd, IntSoftmax, QTensor
 from kqgen.plan import ARENA_ALIGN_BYTES
 from kqgen.stream_jobs import Pattern
 
@@ -88,7 +89,8 @@ def _overwritable(node: object, streamed: bool) -> tuple[str, ...]:
         return node.inputs[1:]
     if isinstance(node, IntConv2d):
         same = node.in_shape == (node.output.h, node.output.w, node.output.c)
-        return node.inputs if node.depthwise and same and node.dilation == (1, 1) and not streamed else ()
+        plain = node.depthwise and node.stride == node.dilation == (1, 1)
+        return node.inputs if plain and same and not streamed else ()
     if isinstance(node, IntMul | IntRescaledAdd) and node.broadcast:
         return node.inputs[:1]
     return node.inputs if isinstance(node, IntAdd | IntClamp | IntLookup | IntMul | IntRescaledAdd | IntSoftmax) else ()
@@ -126,42 +128,49 @@ def timeline(steps: int, patterns: Sequence[Pattern]) -> Timeline:
     return Timeline(tuple(starts), tuple(ends))
 
 
-def arena_blocks(graph: IntGraph, patterns: Sequence[Pattern]) -> tuple[Block, ...]:
-    """The blocks of all tensors in the arena, with the lives of their pieces."""
+def arena_blocks(graph: IntGraph, patterns: Sequence[Pattern], near: Pattern | None = None) -> tuple[Block, ...]:
+    """The blocks of all tensors in the arena, or of those kept during the stream `near`, with the lives of their pieces."""
     times = timeline(len(graph.nodes), patterns)
     streamed = {number for each in patterns for number in range(each.first, each.last + 1)}
-    return tuple(_living(graph, block, patterns, times) for block in tensor_blocks(graph, streamed))
+    sizes = {tensor.name: tensor for tensor in (*graph.inputs, *(node.output for node in graph.nodes))}
+    touches = [_touches(graph, each, times) for each in patterns]
+    return tuple(
+        _living(sizes[block.members[0]], block, patterns, touches, times)
+        for block in tensor_blocks(graph, streamed)
+        if near is None or (block.first <= near.last and block.last >= near.first)
+    )
 
 
-def _living(graph: IntGraph, block: Block, patterns: Sequence[Pattern], times: Timeline) -> Block:
-    tensor = graph.tensor(block.members[0])
+def _living(tensor: QTensor, block: Block, patterns: Sequence[Pattern], touches: Sequence[_Touches], times: Timeline) -> Block:
     row_bytes = tensor.w * tensor.c
-    line = next((each for each in patterns if block.members[0] in each.lines), None)
+    line = next((number for number, each in enumerate(patterns) if block.members[0] in each.lines), None)
     if line is not None:
-        touched = [moment for moment, *_ in _touches(graph, block, line, times)]
-        size_bytes = line.lines[block.members[0]] * row_bytes
+        touched = [touch.moment for touch in _of_block(touches[line], block)]
+        size_bytes = patterns[line].lines[block.members[0]] * row_bytes
         return _whole(replace(block, size_bytes=size_bytes), min(touched), max(touched))
     firsts = [times.start(block.first)] * tensor.h
     lasts = [times.end(block.last)] * tensor.h
-    for each in patterns:
+    within = False
+    for number, each in enumerate(patterns):
         makes, ends = each.first <= block.first <= each.last, each.first <= block.last <= each.last
         if not (makes or ends):
             continue
+        within = True
         made: dict[int, int] = {}
         touched_last: dict[int, int] = {}
-        for moment, row, end in _touches(graph, block, each, times):
-            made |= {number: moment for number in range(row, end) if number not in made}
-            touched_last |= dict.fromkeys(range(row, end), moment)
+        for touch in _of_block(touches[number], block):
+            for row in range(touch.row, touch.end):
+                made.setdefault(row, touch.moment)
+                touched_last[row] = touch.moment
         for row in range(tensor.h):
             firsts[row] = made[row] if makes else firsts[row]
             lasts[row] = max(firsts[row], touched_last.get(row, times.start(each.first))) if ends else lasts[row]
-    pieces: list[Piece] = []
-    for row, (first, last) in enumerate(zip(firsts, lasts, strict=True)):
-        if pieces and (pieces[-1].first, pieces[-1].last) == (first, last):
-            pieces[-1] = replace(pieces[-1], end=(row + 1) * row_bytes)
-        else:
-            pieces.append(Piece(row * row_bytes, (row + 1) * row_bytes, first, last))
-    return replace(block, first=min(firsts), last=max(lasts), pieces=tuple(pieces))
+    lives = list(zip(firsts, lasts, strict=True))
+    starts = [row for row in range(tensor.h) if row == 0 or lives[row] != lives[row - 1]] if within else [0]
+    pieces = tuple(
+        Piece(start * row_bytes, end * row_bytes, *lives[start]) for start, end in zip(starts, [*starts[1:], tensor.h], strict=True)
+    )
+    return replace(block, first=min(firsts), last=max(lasts), pieces=pieces)
 
 
 def _whole(block: Block, first: int, last: int) -> Block:
@@ -174,16 +183,33 @@ def scratch_block(steps: tuple[int, int], size_bytes: int, times: Timeline) -> B
     return _whole(Block((f"scratch {first}",), size_bytes, first, last), times.start(first), times.end(last))
 
 
-def _touches(graph: IntGraph, block: Block, stream: Pattern, times: Timeline) -> list[tuple[int, int, int]]:
-    """When the jobs of a stream read or write rows of a block: (moment, first row, one past the last), slots as rows in whole maps."""
-    found: list[tuple[int, int, int]] = []
+class _Touch(NamedTuple):
+    """A job that reads or writes rows of a tensor: its moment, whether it writes, the first row and one past the last."""
+
+    moment: int
+    writes: bool
+    row: int
+    end: int
+
+
+_Touches = Mapping[str, Sequence[_Touch]]
+"""By tensor, in order; slots are rows in whole maps."""
+
+
+def _touches(graph: IntGraph, stream: Pattern, times: Timeline) -> _Touches:
+    """When the jobs of a stream read or write the rows of each tensor."""
+    found: dict[str, list[_Touch]] = {}
     for moment, job in enumerate(stream.jobs, times.start(stream.first)):
         node = graph.nodes[job.step]
-        if not job.moves and node.inputs[0] in block.members:
-            found.append((moment, job.in_slot, job.in_slot + job.h_in))
-        if node.output.name in block.members:
-            found.append((moment, job.row, job.row + job.rows))
+        if not job.moves:
+            found.setdefault(node.inputs[0], []).append(_Touch(moment, False, job.in_slot, job.in_slot + job.h_in))
+        found.setdefault(node.output.name, []).append(_Touch(moment, True, job.row, job.row + job.rows))
     return found
+
+
+def _of_block(touches: _Touches, block: Block) -> list[_Touch]:
+    """The touches of all tensors of a block, in order."""
+    return sorted(touch for name in block.members for touch in touches.get(name, ()))
 
 
 def peak_bytes(blocks: Sequence[Block], first: int, last: int) -> int:

@@ -8,6 +8,7 @@ several orders, the smallest arena wins; the order is deterministic. `plan_check
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Mapping, Sequence
 
@@ -99,51 +100,72 @@ def packed_bytes(blocks: Sequence[Block], first: int, last: int) -> int:
 def _place(blocks: Sequence[Block], random_orders: int = RANDOM_ORDERS) -> dict[Block, int]:
     """Offsets by first fit in the best of several orders; stops at the lower bound."""
     bound = peak_bytes(blocks, -1, max((block.last for block in blocks), default=-1))
+    numbers = range(len(blocks))
     orders = [
-        sorted(blocks, key=lambda block: (-block.size_bytes, block.first, block.members)),
-        sorted(blocks, key=lambda block: (block.first - block.last, -block.size_bytes, block.members)),
-        sorted(blocks, key=lambda block: (block.first, -block.size_bytes, block.members)),
+        sorted(numbers, key=lambda at: (-blocks[at].size_bytes, blocks[at].first, blocks[at].members)),
+        sorted(numbers, key=lambda at: (blocks[at].first - blocks[at].last, -blocks[at].size_bytes, blocks[at].members)),
+        sorted(numbers, key=lambda at: (blocks[at].first, -blocks[at].size_bytes, blocks[at].members)),
     ]
+    meetings = _Meetings(blocks)
     shuffler = random.Random(0)  # noqa: S311 - orders to try, not secrets
-    offsets: dict[Block, int] = {}
-    best: dict[Block, int] = {}
+    offsets: dict[int, int] = {}
+    best: dict[int, int] = {}
     best_size = -1
     order = orders[0]
     for attempt in range(len(orders) + random_orders):
         if attempt < len(orders):
             order = orders[attempt]
         elif attempt % FRESH == 0:
-            order = shuffler.sample(list(blocks), len(blocks))
+            order = shuffler.sample(numbers, len(blocks))
         else:  # what lies beyond the bound is placed earlier
-            late = shuffler.choice([block for block in order if offsets[block] + align(block.size_bytes) > bound])
-            rest = [block for block in order if block is not late]
-            at = shuffler.randrange(order.index(late) + 1)
-            order = [*rest[:at], late, *rest[at:]]
-        offsets = _first_fit(order)
-        size = max((offset + block.size_bytes for block, offset in offsets.items()), default=0)
+            late = shuffler.choice([at for at in order if offsets[at] + align(blocks[at].size_bytes) > bound])
+            rest = [at for at in order if at != late]
+            to = shuffler.randrange(order.index(late) + 1)
+            order = [*rest[:to], late, *rest[to:]]
+        offsets = meetings.first_fit(order)
+        size = max((offset + blocks[at].size_bytes for at, offset in offsets.items()), default=0)
         if best_size < 0 or size < best_size:
             best, best_size = offsets, size
         if align(best_size) <= bound:
             break
-    return best
+    return {blocks[at]: offset for at, offset in best.items()}
 
 
-def _first_fit(order: Sequence[Block]) -> dict[Block, int]:
-    """The lowest offset of each block, in turn, at which none of its pieces meets one placed before while both must be kept."""
-    offsets: dict[Block, int] = {}
-    for block in order:
-        barred = sorted(
-            (place + other.start - piece.end, place + other.end - piece.start)
-            for held, place in offsets.items()
-            if held.first <= block.last and block.first <= held.last
-            for other in held.pieces
-            for piece in block.pieces
-            if other.first <= piece.last and piece.first <= other.last
-        )
-        offset = 0
-        for low, high in barred:
-            if offset <= low:
-                break
-            offset = max(offset, align(high))
-        offsets[block] = offset
-    return offsets
+class _Meetings:
+    """Where blocks must not lie as seen from one another, found once for all orders."""
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        self._barred: list[list[tuple[int, tuple[tuple[int, int], ...]]]] = [[] for _ in blocks]
+        for (held, other), (at, block) in itertools.permutations(enumerate(blocks), 2):
+            barred = _barred(other, block) if other.first <= block.last and block.first <= other.last else ()
+            if barred:
+                self._barred[at].append((held, barred))
+
+    def first_fit(self, order: Sequence[int]) -> dict[int, int]:
+        """The lowest offset of each block, in turn, at which none of its pieces meets one placed before while both must be kept."""
+        offsets: dict[int, int] = {}
+        for at in order:
+            barred = [
+                (offsets[held] + low, offsets[held] + high) for held, some in self._barred[at] if held in offsets for low, high in some
+            ]
+            offset = 0
+            for low, high in sorted(barred):
+                if offset <= low:
+                    break
+                offset = max(offset, align(high))
+            offsets[at] = offset
+        return offsets
+
+
+def _barred(held: Block, block: Block) -> tuple[tuple[int, int], ...]:
+    """The open intervals in which `block` must not begin, counted from where `held` does; none meets another."""
+    barred: list[tuple[int, int]] = []
+    for low, high in sorted(
+        (other.start - piece.end, other.end - piece.start)
+        for other in held.pieces for piece in block.pieces if other.first <= piece.last and piece.first <= other.last
+    ):  # fmt: skip
+        if barred and low < barred[-1][1]:
+            barred[-1] = (barred[-1][0], max(high, barred[-1][1]))
+        else:
+            barred.append((low, high))
+    return tuple(barred)

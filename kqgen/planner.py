@@ -45,7 +45,8 @@ def make_plan(graph: IntGraph, board: Board | None = None, planning: Planning | 
     """
     planning = planning or Planning()
     core = load_core("m0p") if board is None else board.core
-    options = choices(graph, core, _forms(graph, planning), lean=planning.optimise == "size")
+    asked = _forms(graph, planning)
+    options = choices(graph, core, asked, lean=planning.optimise == "size")
     alive = memory.alive_bytes(graph)
     least = memory.plan(graph, _steps(options, alive, 0))
     limit = max(least.arena_bytes, _limit(planning.optimise, max(alive), _room(graph, board)))
@@ -55,11 +56,12 @@ def make_plan(graph: IntGraph, board: Board | None = None, planning: Planning | 
         if tried.arena_bytes <= limit:
             made = tried
             break
-    if planning.optimise == "balanced" and board is not None:
-        other = stream.fastest(graph, core, _forms(graph, planning), options, limit)
+    soonest = sum(min((each.cycles for each in choice.candidates), default=0.0) for choice in options)
+    if planning.optimise == "balanced" and board is not None and soonest < STREAMS_PAY * _cycles(made.steps):
+        other = stream.fastest(graph, core, asked, options, limit)
         made = other if other is not None and _cycles(other.steps) < STREAMS_PAY * _cycles(made.steps) else made
     if planning.optimise == "ram":
-        made = _streamed(graph, core, options, _forms(graph, planning), _room(graph, board))
+        made = _streamed(graph, core, options, asked, _room(graph, board))
     plan_check.check(made)
     return made
 

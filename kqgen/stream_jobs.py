@@ -121,8 +121,10 @@ class _Maker:
 
     def pattern(self) -> Pattern | None:
         rows = self._rows()
-        if any(job.h_in <= 0 or max(job.h_in, job.rows) > LARGEST_ROWS for job in self._jobs(rows, {})):
-            return None
+        for step, row, end in rows:
+            h_in = self._windows[step].end(end) - self._windows[step].first(row)
+            if h_in <= 0 or max(h_in, end - row) > LARGEST_ROWS:
+                return None
         capacity = dict.fromkeys(self._lines.values(), 0)
         self._done = dict.fromkeys(self._windows, 0)
         for step, row, end in rows:
@@ -187,14 +189,14 @@ class _Maker:
         return min(rows)
 
     def _jobs(self, rows: Sequence[tuple[int, int, int]], capacity: Mapping[str, int]) -> list[RowJob]:
-        """The jobs with lines of `capacity` rows; of endless ones where it says nothing."""
+        """The jobs with lines of `capacity` rows."""
         jobs: list[RowJob] = []
         base = dict.fromkeys(self._lines.values(), 0)
         self._done = dict.fromkeys(self._windows, 0)
         for step, row, end in rows:
             name = self._names[step]
             line = self._lines.get(name)
-            if line == name and end - base[line] > capacity.get(line, end):
+            if line == name and end - base[line] > capacity[line]:
                 kept = min(row, self._lowest(line))
                 if kept < row:
                     jobs.append(RowJob(step, True, kept, row - kept, kept - base[line], 0, 0, 0))

@@ -88,6 +88,14 @@ class Ways:
         self._tensors = chains(graph)
         self._alive = memory.alive_bytes(graph)
         self._heights = [node.output.h for node in graph.nodes]
+        self._whole = [self._whole_bytes(number) for number in range(len(graph.nodes))]
+        self._stream = cache(self._made)
+
+    def _whole_bytes(self, number: int) -> tuple[int, int]:
+        """What a stream that begins, and one that ends, with a step holds at least: the map that it reads, or makes, as a whole."""
+        node = self._graph.nodes[number]
+        made = 0 if node.name in self._graph.outputs else node.output.size_bytes
+        return self._graph.tensor(node.inputs[0]).size_bytes, made
 
     def single(self) -> Iterator[Way]:
         """Every step by itself."""
@@ -100,13 +108,23 @@ class Ways:
         rows = [stream_jobs.window(self._graph, node) is not None for node in self._graph.nodes]
         least = [held + min((each.scratch_bytes for each in choice.candidates), default=0)
                  for held, choice in zip(self._alive, self._choices, strict=True)]  # fmt: skip
-        floor = max((size for size, there in zip(least, rows, strict=True) if not there), default=0)
-        for first in range(len(rows)):
-            for last in range(first + 1, min(len(rows), first + LONGEST)):
-                if not all(rows[first : last + 1]):
-                    break
-                if most_bytes is not None or max(least[first : last + 1]) > floor:
-                    yield from self._strips(first, last, max(least[first : last + 1]) if most_bytes is None else most_bytes)
+        spans = [
+            (first, last) for first in range(len(rows)) for last in range(first + 1, min(len(rows), first + LONGEST))
+            if all(rows[first : last + 1])
+        ]  # fmt: skip
+        floor = self._floor(least, spans)
+        for first, last in spans:
+            fullest = max(least[first : last + 1]) if most_bytes is None else most_bytes
+            if (most_bytes is not None or fullest > floor) and max(self._whole[first][0], self._whole[last][1]) < fullest:
+                yield from self._strips(first, last, fullest)
+
+    def _floor(self, least: Sequence[int], spans: Sequence[tuple[int, int]]) -> int:
+        """Bytes that no arena goes below: each step takes its least by itself, or what a stream that it is part of holds at least."""
+        found = list(least)
+        for first, last in spans:
+            held = max(self._whole[first][0], self._whole[last][1])
+            found[first : last + 1] = [min(size, held) for size in found[first : last + 1]]
+        return max(found, default=0)
 
     def _strips(self, first: int, last: int, fullest: int) -> Iterator[Way]:
         """The streams of steps `first` to `last`, in several strips."""
@@ -114,7 +132,10 @@ class Ways:
         for rows in STRIPS:
             if rows >= heights[-1]:
                 return
-            way = self._stream(first, tuple(max(1, round(rows * height / heights[-1])) for height in heights))
+            strips = tuple(max(1, round(rows * height / heights[-1])) for height in heights)
+            if sum(-(-height // strip) for height, strip in zip(heights, strips, strict=True)) > MOST_JOBS:
+                continue
+            way = self._stream(first, strips)
             if way is None or way.held_bytes >= fullest:
                 return
             if way.pattern is not None and len(way.pattern.jobs) <= MOST_JOBS:
@@ -129,11 +150,12 @@ class Ways:
                 if found is not None and found.pattern is not None and len(found.pattern.jobs) <= MOST_JOBS:
                     yield found
 
-    def _stream(self, first: int, strips: tuple[int, ...]) -> Way | None:
+    def _made(self, first: int, strips: tuple[int, ...]) -> Way | None:
+        """A stream; None where its steps cannot run so."""
         pattern = stream_jobs.pattern(self._graph, self._tensors, first, strips)
         if pattern is None:
             return None
-        held = memory.packed_bytes(arena_blocks(self._graph, (pattern,)), first, first + len(pattern.jobs) - 1)
+        held = memory.packed_bytes(arena_blocks(self._graph, (pattern,), pattern), first, first + len(pattern.jobs) - 1)
         return _way(first, strips, pattern, held, self._prices.choices(pattern))
 
 
