@@ -80,11 +80,12 @@ def place_shuffle(graph: Graph, node: Node) -> Graph | None:
     if not isinstance(node, Shuffle):
         return None
     c = graph.node(node.inputs[0]).shape[0]
-    for groups in range(2, c // 2 + 1):
-        if c % groups == 0 and node.order == turns(groups, c):
-            size = c // groups
-            return _of_slices(graph, node, [(number * size, size) for number in range(groups)], woven=True)
     runs = _runs(node.order)
+    for groups in range(2, min(len(node.order) // 2, _MOST_RUNS) + 1):
+        size, rest = divmod(len(node.order), groups)
+        taken = tuple(first + number for number in range(size) for first in node.order[:groups])
+        if rest == 0 and len(runs) > groups and node.order == taken:
+            return _of_slices(graph, node, [(first, size) for first in node.order[:groups]], woven=True)
     if len(runs) <= _MOST_RUNS and c > 1:
         return _of_slices(graph, node, runs, woven=False)
     picks = np.zeros((len(node.order), c, 1, 1), dtype=np.float32)
