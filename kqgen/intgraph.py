@@ -120,6 +120,21 @@ class IntConv2d(IntNode):
     dilation: Pair = (1, 1)
 
     @property
+    def run(self) -> int:
+        """Channels of one pixel that the kernel reads as neighbouring columns (`ir.Conv2d.run`); 1 where its columns are the map's."""
+        k_w, step = self.kernel[1], self.stride[1]
+        if self.dense:
+            return k_w
+        cut = self.kernel[0] == 1 and not any(self.padding) and step % k_w == 0 and not self.depthwise
+        return k_w if cut and self.output.w * step == self.in_shape[1] else 1
+
+    @property
+    def plain(self) -> tuple[Pair, Pair, int]:
+        """Kernel, stride and input channels as the layer is written, however the kernel reads its map."""
+        (k_h, k_w), (down, across), run = self.kernel, self.stride, self.run
+        return (k_h, k_w // run), (down, 1 if self.dense else across // run), self.in_shape[2] * run
+
+    @property
     def kernel_channels(self) -> int:
         """Input channels that one output channel reads."""
         return 1 if self.depthwise else self.in_shape[2]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import math
 from collections.abc import Mapping
 from importlib import resources
 
@@ -31,14 +30,12 @@ def _keys(node: IntNode) -> tuple[_Key, ...]:
     added: _Key = ("add", "1x1", "1", out.c, out.c, out.h, out.w)
     match node:
         case IntConv2d(dense=True):
-            return (("dense", "1x1", "1", math.prod(node.in_shape), out.c, 1, 1),)
+            return (("dense", "1x1", "1", node.plain[2], out.c, 1, 1),)
         case IntConv2d():
-            run = _run(node)
-            (k_h, k_w), (down, across) = node.kernel, node.stride
-            k_w, across = k_w // run, across // run
+            (k_h, k_w), (down, across), c_in = node.plain
             stride = str(down) if down == across else f"{down}x{across}"
             op = "depthwise" if node.depthwise else "conv"
-            conv: _Key = (op, f"{k_h}x{k_w}", stride, node.in_shape[2] * run, out.c, out.h, out.w)
+            conv: _Key = (op, f"{k_h}x{k_w}", stride, c_in, out.c, out.h, out.w)
             return (conv,) if node.addend is None else (conv, added)
         case IntAdd() | IntRescaledAdd():
             return (added,)
@@ -48,13 +45,6 @@ def _keys(node: IntNode) -> tuple[_Key, ...]:
             return (("softmax", "1x1", "1", out.c, out.c, out.h, out.w),)
         case _:
             return ()
-
-
-def _run(node: IntConv2d) -> int:
-    """How many neighbouring columns of the map as the kernel reads it are channels of one pixel of a 1x1 layer, 1 where none are."""
-    k_w = node.kernel[1]
-    cut = node.kernel[0] == 1 and not any(node.padding) and node.stride[1] % k_w == 0 and not node.depthwise
-    return k_w if cut and node.output.w * node.stride[1] == node.in_shape[1] else 1
 
 
 @functools.cache

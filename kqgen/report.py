@@ -283,15 +283,18 @@ def op_title(node: IntNode) -> str:
     match node:
         case IntConv2d():
             added = "" if node.addend is None else " + add"
+            kernel, stride, c_in = node.plain
             if node.dense:
-                return f"dense {node.in_shape[1] * node.in_shape[2]}->{node.output.c}{added}"
-            name = f"{'depthwise' if node.depthwise else 'conv'} {node.kernel[0]}x{node.kernel[1]}"
-            return f"{name}{_stride(node.stride, (1, 1))} {node.in_shape[2]}->{node.output.c}{added}"
-        case IntAvgPool() | IntMaxPool():
-            kind = "avg pool" if isinstance(node, IntAvgPool) else "max pool"
+                return f"dense {c_in}->{node.output.c}{added}"
+            name = f"{'depthwise' if node.depthwise else 'conv'} {kernel[0]}x{kernel[1]}"
+            return f"{name}{_stride(stride, (1, 1))} {c_in}->{node.output.c}{added}"
+        case IntAvgPool() | IntMeanWindow() | IntMaxPool():
+            kind = "max pool" if isinstance(node, IntMaxPool) else "avg pool"
             return f"{kind} {node.kernel[0]}x{node.kernel[1]}{_stride(node.stride, node.kernel)}"
         case IntAdd():
             return "add" if node.multiplier_b > 0 else "subtract"
+        case IntRescaledAdd():
+            return "add"
         case IntClamp():
             return "clamp"
         case IntSlicePad():

@@ -79,14 +79,15 @@ def shape_text(tensor: QTensor) -> str:
 def op_text(node: IntNode) -> str:
     """What a layer does, in a few words: `conv 3x3 /2, 16 -> 32`; `conv 3x3, 32 -> 32, + shortcut` where it adds another's result."""
     match node:
-        case IntConv2d(dense=True):
-            runs = f", runs of {node.kernel[1]}" if node.kernel[1] > 1 else ""
-            return f"dense, {node.in_shape[1] * node.in_shape[2]} -> {node.output.c}{runs}"
         case IntConv2d():
+            kernel, stride, c_in = node.plain
+            runs = f", runs of {node.run}" if node.run > 1 else ""
+            if node.dense:
+                return f"dense, {c_in} -> {node.output.c}{runs}"
             added = "" if node.addend is None else f", + {node.inputs[1]}"
             kind = "depthwise" if node.depthwise else "conv"
             apart = "" if node.dilation == (1, 1) else f" dilated {node.dilation[0]}x{node.dilation[1]}"
-            return f"{kind} {_window_text(node.kernel, node.stride, (1, 1))}{apart}, {node.in_shape[2]} -> {node.output.c}{added}"
+            return f"{kind} {_window_text(kernel, stride, (1, 1))}{apart}, {c_in} -> {node.output.c}{runs}{added}"
         case IntAdd():
             return "add" if node.multiplier_b > 0 else "subtract"
         case IntAvgPool() | IntMeanWindow():
