@@ -9,10 +9,13 @@ from typing import Any
 
 import nets
 import numpy as np
+import opnets
 import pytest
 import safetensors.numpy
 
 from kqgen import store
+from kqgen.board import load_board
+from kqgen.emit import Meta, emit
 from kqgen.errors import InputError
 from kqgen.intgraph import IntGraph
 
@@ -27,7 +30,9 @@ def plain(value: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "graph", [nets.residual(), nets.two_ports(), nets.single(), nets.summed(), nets.fused()], ids=lambda graph: graph.name
+    "graph",
+    [nets.residual(), nets.two_ports(), nets.single(), nets.summed(), nets.fused(), *opnets.all_nets()],
+    ids=lambda graph: graph.name,
 )
 def test_a_graph_comes_back_as_it_went(graph: IntGraph, tmp_path: Path) -> None:
     path = tmp_path / "net.kqgen.safetensors"
@@ -44,9 +49,31 @@ def test_a_file_of_the_first_schema_is_read_as_one_of_plain_codebooks(tmp_path: 
         document["schema"] = 1
         for codebook in document["graph"]["codebooks"]:
             assert codebook.pop("additive") is False
+        forget_windows(document)
 
     back, _ = store.read(rewritten(tmp_path, make_old, nets.residual()))
     assert plain(back) == plain(nets.residual())
+
+
+def forget_windows(document: Any) -> None:
+    """What files of the first two schemas do not say."""
+    assert document["graph"].pop("channels_last") == []
+    for node in document["graph"]["nodes"]:
+        if node["type"] == "IntConv2d":
+            assert (node.pop("depthwise"), node.pop("dilation")) == (False, [1, 1])
+
+
+@pytest.mark.parametrize("graph", [nets.summed(), nets.fused(), nets.two_ports()], ids=lambda graph: graph.name)
+def test_a_file_of_the_second_schema_has_neither_depthwise_nor_dilated_layers(graph: IntGraph, tmp_path: Path) -> None:
+    def make_old(document: Any) -> None:
+        document["schema"] = 2
+        forget_windows(document)
+
+    back, _ = store.read(rewritten(tmp_path, make_old, graph))
+    assert plain(back) == plain(graph)
+    golden = nets.make_golden(graph, nets.random_inputs(graph, 1))
+    first, second = (emit(nets.make_plan(each), load_board("host"), golden, Meta("test", "")) for each in (graph, back))
+    assert first.files == second.files
 
 
 def test_a_file_of_this_schema_that_does_not_say_whether_a_codebook_is_additive_is_refused(tmp_path: Path) -> None:
@@ -58,7 +85,14 @@ def test_a_file_of_this_schema_that_does_not_say_whether_a_codebook_is_additive_
 
 
 @pytest.mark.parametrize(
-    ("where", "field"), [(("graph",), "rounding"), (("graph",), "compression"), (("graph", "nodes", 0, "requant"), "acc_shift")]
+    ("where", "field"),
+    [
+        (("graph",), "rounding"),
+        (("graph",), "compression"),
+        (("graph", "nodes", 0, "requant"), "acc_shift"),
+        (("graph", "nodes", 0), "depthwise"),
+        (("graph", "nodes", 0), "dilation"),
+    ],
 )
 def test_a_default_that_is_a_value_must_be_in_the_file(tmp_path: Path, where: tuple[str | int, ...], field: str) -> None:
     def forget(document: Any) -> None:
