@@ -38,7 +38,7 @@ class ProjectView:
         board: the board's name.
         board_title: the board as a person writes it.
         defines: macros that model and runtime must be compiled with.
-        rule_call: the call that a runtime without them does not link with; may be empty.
+        rule_mark: the constant that a runtime without them does not have; may be empty.
         toolchain: for a board that is not the host; empty or one.
     """
 
@@ -47,12 +47,15 @@ class ProjectView:
     board: str
     board_title: str
     defines: tuple[str, ...]
-    rule_call: str
+    rule_mark: str
     toolchain: tuple[ToolchainView, ...]
 
 
-RULE_FUNCTION = "kq_built_with_KQ_WITH_TFLITE"
-"""The runtime's function that generated code of rule `tflite` calls: a runtime without the rule does not have it (SPEC 3.5)."""
+RULE_FUNCTION = "kq_scale_tflite"
+"""The runtime's function of rule `tflite`."""
+
+RULE_MARK = "kq_built_with_KQ_WITH_TFLITE"
+"""The runtime's constant that generated code of rule `tflite` reads: a runtime without the rule does not have it (SPEC 3.5)."""
 
 
 def defines(graph: IntGraph) -> tuple[str, ...]:
@@ -69,7 +72,7 @@ def project_view(graph: IntGraph, board: Board, runtime_files: Sequence[str]) ->
         board=board.name,
         board_title=board.title,
         defines=defines(graph),
-        rule_call=f"{RULE_FUNCTION}();" if graph.rounding == "tflite" else "",
+        rule_mark=RULE_MARK if graph.rounding == "tflite" else "",
         toolchain=() if board.is_host else (_toolchain_view(board.core),),
     )
 

@@ -52,17 +52,19 @@ void kq_conv2d_decode_mve_s8(const kq_conv2d_kq *conv, const int8_t *input, int8
 void kq_conv2d_winograd2_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
 void kq_conv2d_winograd4_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
 
-/* Depthwise convolution: output channel o reads input channel o / (c_out / c_in) alone. Where both maps have the same shape and nothing is
- * added, the output may be the input; not so in the twins. SPEC 5.14, 6.9.
+/* Depthwise convolution: output channel o reads input channel o / (c_out / c_in) alone. Where both maps have the same shape, strides
+ * are 1 and nothing is added, the output may be the input; not so in the twins. SPEC 5.14, 6.9.
  */
 void kq_depthwise_s8(const kq_conv2d *conv, const int8_t *input, int8_t *output, void *scratch);
 void kq_depthwise_s8_ref(const kq_conv2d *conv, const int8_t *input, int8_t *output, void *scratch);
 void kq_depthwise_decode_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
 void kq_depthwise_decode_s8_ref(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
 
-/* The same for cores with the DSP extension. SPEC 6.9. */
+/* The same for cores with the DSP extension, and for those with Helium. SPEC 6.9. */
 void kq_depthwise_dsp_s8(const kq_conv2d *conv, const int8_t *input, int8_t *output, void *scratch);
 void kq_depthwise_decode_dsp_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
+void kq_depthwise_mve_s8(const kq_conv2d *conv, const int8_t *input, int8_t *output, void *scratch);
+void kq_depthwise_decode_mve_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
 
 /* Sum of two maps in their own quantisations. SPEC 5.2. */
 void kq_add_s8(const kq_add *add, const int8_t *a, const int8_t *b, int8_t *output);
@@ -104,8 +106,8 @@ void kq_rescaled_add_s8(const kq_rescaled_add *add, const int8_t *a, const int8_
 void kq_mean_window_s8(const kq_pool *pool, const int8_t *input, int8_t *output);
 
 #if KQ_WITH_TFLITE
-/* Does nothing: an undefined reference to it says that the runtime was compiled without KQ_WITH_TFLITE=1. SPEC 3.5. */
-void kq_built_with_KQ_WITH_TFLITE(void);
+/* Read by generated code of rule `tflite`: an undefined reference to it says that the runtime was compiled without KQ_WITH_TFLITE=1. SPEC 3.5. */
+extern const uint8_t kq_built_with_KQ_WITH_TFLITE;
 #endif
 
 /* The parameters of a layer for the rows of one job: those of the whole map but for pad_top, h_in and h_out. SPEC 6.8. */

@@ -4,10 +4,8 @@
 
 #if KQ_WITH_TFLITE
 
-/* Generated code of rule `tflite` calls this, so that it links with no runtime that lacks the rule. */
-KQGEN_CODE void kq_built_with_KQ_WITH_TFLITE(void)
-{
-}
+/* Generated code of rule `tflite` reads this, so that it links with no runtime that lacks the rule. */
+KQGEN_TABLE const uint8_t kq_built_with_KQ_WITH_TFLITE = 1;
 
 /* The product of accumulator and multiplier, rounded once or twice. A sum with half of 2^right stays below 2^31, as |product| < 2^30. */
 KQGEN_CODE int32_t kq_scale_tflite(uint32_t acc, int32_t multiplier, uint32_t shift, uint32_t rule)
