@@ -28,7 +28,7 @@ def _is_module(node: IntNode) -> bool:
     """Whether the node is the module at its path, not one of several operators in there."""
     if isinstance(node, IntConv2d) and node.addend is not None:
         node = replace(node, name=node.addend.result.name)
-    path = re.sub(r"\W+", "_", node.path)
+    path = re.sub(r"_*[^0-9A-Za-z_]+_*", "_", node.path).strip("_")
     return bool(path) and (node.name == path or (path[0].isdigit() and node.name.endswith(f"_{path}")))
 
 

@@ -18,7 +18,7 @@ def model(
     nodes: Sequence[onnx.NodeProto],
     inputs: Mapping[str, Sequence[int | str | None]],
     outputs: Sequence[str],
-    constants: Arrays | None = None,
+    constants: Mapping[str, Any] | None = None,
     opset: int = 18,
     kind: int = TensorProto.FLOAT,
 ) -> onnx.ModelProto:

@@ -142,7 +142,7 @@ def test_all_unknown_operators_are_told_at_once(tmp_path: Path) -> None:
         helper.make_node("FusedConv", ["c"], ["d"], domain="com.microsoft"), node("QLinearConv", "d s z", "y", "q"),
         node("Det", "x", "nobody", "dead"),
     ]  # fmt: skip
-    constants: dict[str, np.ndarray] = {"s": np.ones(1, np.float32), "z": np.zeros(1, np.int8)}
+    constants = {"s": np.ones(1, np.float32), "z": np.zeros(1, np.int8)}
     error = refusal(model(nodes, {"x": SHAPE}, ["y"], constants), tmp_path)
     assert isinstance(error, UnsupportedError)
     assert error.found.splitlines() == [
