@@ -98,13 +98,14 @@ def compile(  # noqa: A001 - the command is called so
 ) -> None:  # fmt: skip
     """Compile MODEL into a folder of C for a board.
 
-    MODEL is a .pt2 file (torch.export.save), a .tflite, package.module:factory, or a .kq.safetensors that training saved. A factory is
-    your own code and is run; the files are data and run nothing. An int8 .tflite with --weights int8 is compiled as it is, its own
-    scales and its results kept to the bit; else it is dequantised.
+    MODEL is a .pt2 file (torch.export.save), an .onnx, a .tflite, package.module:factory, or a .kq.safetensors that training saved. A
+    factory is your own code and is run; the files are data and run nothing. An .onnx in the QDQ format keeps its activations' scales.
+    An int8 .tflite with --weights int8 is compiled as it is, its own scales and its results kept to the bit; else it is dequantised.
 
     \b
     kqgen compile net.pt2 --board nucleo-g0b1re --calibration images.npz --out firmware
     kqgen compile net.pt2 --board nucleo-g0b1re --calibration images.npz --out firmware --target-bits 1.5
+    kqgen compile net.onnx --board nucleo-g0b1re --calibration images.npz --out firmware --keep /conv1/Conv=8
     kqgen compile nets.resnet:resnet8 --state resnet8.safetensors --board microbit --calibration images.npz --out firmware
     kqgen compile net.kq.safetensors --board microbit --out firmware
     """
@@ -198,12 +199,12 @@ def boards_command() -> None:
     console.show_boards(console.make_console(), boards.all_boards())
 
 
-@cli.command(name="ops", short_help="List the PyTorch operators that compile.")
+@cli.command(name="ops", short_help="List the operators that compile.")
 def ops_command() -> None:
-    """List the PyTorch operators kqgen compiles, on what conditions, and what becomes of them."""
-    from kqgen.frontend_table import SUPPORTED  # noqa: PLC0415 - see above
+    """List the operators of PyTorch, ONNX and TFLite that kqgen compiles, on what conditions, and what becomes of them."""
+    from kqgen.operators import operator_rows  # noqa: PLC0415 - see above
 
-    console.show_ops(console.make_console(), SUPPORTED)
+    console.show_ops(console.make_console(), operator_rows())
 
 
 def _refuse_choices(model: str) -> None:
