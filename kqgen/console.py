@@ -24,7 +24,7 @@ from kqgen.report import DeadReport, LayerReport, Report, grouped
 if TYPE_CHECKING:
     from kqgen.bench import BenchReport
     from kqgen.fidelity import Waterfall
-    from kqgen.frontend_table import Supported
+    from kqgen.frontend_table import OperatorRow
     from kqgen.verify import TargetResult, VerifyReport
 
 Tell = Callable[[str, float], None]
@@ -391,10 +391,10 @@ def _emulators(board: Board) -> str:
     return ", ".join((*((board.emulator,) if board.emulator != "none" else ()), *also))
 
 
-def show_ops(console: Console, rows: Sequence[Supported]) -> None:
-    """The operators kqgen compiles."""
-    names = ("operator", "conditions", "what becomes of it")
-    table = _table(*names, left=names, fold=names)
-    for row in rows:
-        table.add_row(Text(row.operator), Text(row.conditions), Text(row.note))
-    _show_table(console, table, width=console.width - 2)
+def show_ops(console: Console, rows: Sequence[OperatorRow]) -> None:
+    """The operators kqgen compiles, a table a source."""
+    for source in dict.fromkeys(row.source for row in rows):
+        table = _table(*(names := (f"{source} operator", "conditions", "what becomes of it")), left=names, fold=names)
+        for row in (each for each in rows if each.source == source):
+            table.add_row(Text(row.operator), Text(row.conditions), Text(row.note))
+        _show_table(console, table, width=console.width - 2)

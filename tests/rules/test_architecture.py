@@ -36,7 +36,7 @@ ORDER = (
     "post_training", "planned", "sensitivity", "kq_curves", "allocate_mixes", "allocate",
     "lower_checks", "lower_conv", "lower_maps", "lower", "tables_tflite", "nodes_tflite", "oracle_maps",
     "oracle_tflite", "oracle", "dequantised",
-    "check_fields", "check_maps", "graph_check", "tflite_site", "tflite_maps", "tflite_integers", "store", "fuse",
+    "check_fields", "check_maps", "graph_check", "tflite_site", "tflite_maps", "tflite_integers", "operators", "store", "fuse",
     "prune_ranges", "prune", "prune_float", "prune_record",
     "conv_shape", "form_portable", "form_packed", "form_dsp", "form_mve", "form_reuse", "form_winograd",
     "form_depthwise", "forms", "schedule",
