@@ -12,7 +12,7 @@ import torch
 
 from kqgen.errors import KqgenError, UnsupportedError
 from kqgen.onnx_file import OnnxFile, OnnxNode, parser, read_onnx
-from kqgen.onnx_patterns import fused
+from kqgen.onnx_patterns import channels_first, fused
 from kqgen.onnx_quantise import check_codes
 from kqgen.onnx_site import Constant, ModuleBuilder, Site, Tensor, Value
 from kqgen.onnx_table import FOLDED, ONNX_HANDLERS, WAYS_OUT
@@ -30,7 +30,8 @@ def load_onnx(path: str | Path) -> tuple[torch.nn.Module, tuple[torch.Tensor, ..
     """The network in an .onnx file as a module, and example inputs for it: kqgen.compile(*kqgen.load_onnx("net.onnx"), ...).
 
     The module is an ordinary float32 one (torch.fx.GraphModule) and may be trained. Its submodules bear the names of the file's
-    nodes, its arguments those of the file's inputs. Maps are (N, C, H, W) as in the file; a free batch axis becomes 1 in the examples.
+    nodes, its arguments those of the file's inputs. Maps are (N, C, H, W) as in the file, and also where the file takes an input
+    (N, H, W, C) and first turns it so; a free batch axis becomes 1 in the examples.
     Nodes QuantizeLinear and DequantizeLinear become torch.fake_quantize_per_tensor_affine; quantised weights become float32.
 
     Raises:
@@ -40,11 +41,11 @@ def load_onnx(path: str | Path) -> tuple[torch.nn.Module, tuple[torch.Tensor, ..
     """
     file = read_onnx(Path(path))
     constants, nodes = _folded(file)
-    nodes = fused(nodes, constants, file.outputs, file.opset)
+    inputs, nodes = channels_first(file.inputs, fused(nodes, constants, file.outputs, file.opset), constants)
     _refuse_unknown(Path(path), nodes)
     builder = ModuleBuilder()
     values: dict[str, Value] = {name: Constant(array, name) for name, array in constants.items()}
-    for each in file.inputs:
+    for each in inputs:
         values[each.name] = builder.add_input(each.name, each.shape, each.uint8)
     read = {name for node in nodes for name in node.inputs} | set(file.outputs)
     for node in nodes:
@@ -54,7 +55,7 @@ def load_onnx(path: str | Path) -> tuple[torch.nn.Module, tuple[torch.Tensor, ..
         if isinstance(value, Constant):
             raise UnsupportedError(f"cannot compile output {name} of {path}: it does not depend on the inputs", do="leave it out")
     module = builder.finished([value for value in outputs if isinstance(value, Tensor)])
-    return module, tuple(torch.zeros(each.shape, dtype=torch.uint8 if each.uint8 else torch.float32) for each in file.inputs)
+    return module, tuple(torch.zeros(each.shape, dtype=torch.uint8 if each.uint8 else torch.float32) for each in inputs)
 
 
 def _folded(file: OnnxFile) -> tuple[dict[str, Array], tuple[OnnxNode, ...]]:

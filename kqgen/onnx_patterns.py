@@ -1,4 +1,4 @@
-"""Formulas that exporters write for one activation, found and made that activation again."""
+"""What exporters write in several nodes, found and made one again: formulas of activations, and inputs turned to channels first."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from kqgen.onnx_file import OnnxNode
+from kqgen.onnx_file import OnnxInput, OnnxNode
 from kqgen.onnx_tensor import Array
 
 _Match = tuple[OnnxNode, str, tuple[str, ...]]
@@ -69,6 +69,39 @@ def fused(nodes: Sequence[OnnxNode], constants: Mapping[str, Array], outputs: Se
                 made[node.outputs[0]] = replace(node, operator=operator, inputs=(match[1],), attributes={}, proto=None)
                 break
     return tuple(made.get(node.outputs[0], node) for node in nodes if node.outputs[0] not in gone)
+
+
+def channels_first(
+    inputs: Sequence[OnnxInput], nodes: Sequence[OnnxNode], constants: Mapping[str, Array]
+) -> tuple[tuple[OnnxInput, ...], tuple[OnnxNode, ...]]:
+    """Inputs that the network turns from channels last to channels first before all else are taken turned, and not turned again.
+
+    Converters from TensorFlow write such networks; every other network takes its inputs channels first.
+    """
+    turned: dict[str, OnnxInput] = {}
+    for each in inputs:
+        shape = (each.shape[0], each.shape[-1], *each.shape[1:-1])
+        readers = [node for node in nodes if each.name in node.inputs]
+        if len(each.shape) in (3, 4) and readers and all(_turns(node, each, shape, constants) for node in readers):
+            turned[each.name] = replace(each, shape=shape)
+    kept = tuple(
+        replace(node, operator="Identity", inputs=node.inputs[:1], attributes={}) if turned.keys() & set(node.inputs) else node
+        for node in nodes
+    )
+    return tuple(turned.get(each.name, each) for each in inputs), kept
+
+
+def _turns(node: OnnxNode, given: OnnxInput, shape: tuple[int, ...], constants: Mapping[str, Array]) -> bool:
+    """Whether the node only moves the last axis of the input to the second place; a reshape may do so for one channel."""
+    if node.operator == "Transpose":
+        rank = len(shape)
+        return node.attributes.get("perm") == (0, rank - 1, *range(1, rank - 1))
+    if node.operator != "Reshape" or node.inputs[0] != given.name or given.shape[-1] != 1 or len(node.inputs) != 2:
+        return False
+    wanted = constants.get(node.inputs[1])
+    if wanted is None or wanted.shape != (len(shape),):
+        return False
+    return all(int(size) in (have, -1) for size, have in zip(wanted.tolist(), shape, strict=True))
 
 
 def _readers_inside(known: _Nodes, name: str, inside: Sequence[str]) -> bool:

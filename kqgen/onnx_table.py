@@ -13,7 +13,6 @@ from kqgen import onnx_layers as layers
 from kqgen import onnx_maps as maps
 from kqgen import onnx_pools as pools
 from kqgen import onnx_quantise as qdq
-from kqgen.frontend_table import OperatorRow
 from kqgen.onnx_site import Site, Value
 
 Handler = Callable[[Site], Value | tuple[Value, ...]]
@@ -36,11 +35,6 @@ class OnnxOperators:
     torch: str
     handlers: tuple[Handler, ...]
     keeps_codes: bool = False
-
-    @property
-    def row(self) -> OperatorRow:
-        """This as a row of the table of all sources."""
-        return OperatorRow("ONNX", ", ".join(self.operators), self.conditions, self.torch)
 
 
 def _row(operators: str, conditions: str, becomes: str, *handlers: Handler, keeps_codes: bool = False) -> OnnxOperators:

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
-from onnxmodels import model, node, save, weights
+from onnxmodels import expected, model, node, save, weights
 
 from kqgen.errors import InputError, KqgenError, ToolchainError, UnsupportedError
 from kqgen.onnx_import import load_onnx
@@ -66,6 +67,20 @@ def test_inputs_named_as_python_or_c_words(tmp_path: Path) -> None:
     assert len(examples) == 4
     placeholders = [each.target for each in module.graph.nodes if each.op == "placeholder"]  # type: ignore[union-attr]
     assert placeholders == ["input", "self_1", "lambda_", "input_0"]
+
+
+def test_an_input_that_is_turned_first_is_taken_channels_first(tmp_path: Path) -> None:
+    constants = {"w": weights(1, 4, 3, 3, 3), "one": weights(2, 2, 1, 3, 3), "s": np.array([-1, 1, 8, 9], np.int64)}
+    turned = model(
+        [node("Transpose", "x", "t", perm=[0, 3, 1, 2]), node("Conv", "t w", "y"), node("Reshape", "z s", "r"), node("Conv", "r one", "v")],
+        {"x": ("N", 8, 9, 3), "z": ("N", 8, 9, 1)}, ["y", "v"], constants,
+    )  # fmt: skip
+    module, examples = load_onnx(save(turned, tmp_path / "net.onnx"))
+    assert [tuple(each.shape) for each in examples] == [(1, 3, 8, 9), (1, 1, 8, 9)]
+    x, z = weights(7, 1, 8, 9, 3), weights(8, 1, 8, 9, 1)
+    made = module(torch.from_numpy(x.transpose(0, 3, 1, 2)), torch.from_numpy(z.transpose(0, 3, 1, 2)))
+    for found, wanted in zip(made, expected(turned, {"x": x, "z": z}), strict=True):
+        np.testing.assert_allclose(found.detach().numpy(), wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("axis", ["N", None, 1, 4])
