@@ -12,6 +12,10 @@ CYCLES: Mapping[str, float] = MappingProxyType({"m0": 14, "m0p": 14, "m3": 12, "
 """Modelled cycles of a tap in the plain C."""
 
 DSP = ("m4", "m33", "m7")
+BLOCK = 16
+"""Channels of a vector."""
+LIMITS_WORDS = 56
+"""Of the parameters of a vector's channels."""
 
 
 def candidates(shape: ConvShape, core: str) -> tuple[Candidate, ...]:
@@ -26,6 +30,9 @@ def _candidates(shape: ConvShape, core: str) -> Iterator[Candidate]:
     if core in DSP:
         for turns in (1, 4):
             yield Candidate(form, f"kq_depthwise_{decode}dsp_s8", turns, 0, _dsp_bytes(shape, turns), (4 - turns / 10) * shape.macs)
+        return
+    if core == "m55":
+        yield Candidate(form, f"kq_depthwise_{decode}mve_s8", 0, 0, _mve_bytes(shape), CYCLES[core] * shape.macs)
         return
     function = f"kq_depthwise_{decode}s8"
     yield Candidate(form, function, 0, 0, scratch_bytes(shape), CYCLES[core] * shape.macs)
@@ -48,3 +55,9 @@ def _dsp_bytes(shape: ConvShape, turns: int) -> int:
     row_taps = shape.kernel[1] // 2 + 1
     row_words = (shape.w_out - 1) * shape.stride[1] // 2 + row_taps
     return round4(4 * (turns * plane(shape)[0] * row_words + 2 * row_taps * shape.kernel[0]) + shape.w_out + 2 * shape.n)
+
+
+def _mve_bytes(shape: ConvShape) -> int:
+    """SPEC 6.4."""
+    k_h = shape.kernel[0]
+    return round4(4 * (LIMITS_WORDS + k_h) + BLOCK * (1 + shape.n + k_h * plane(shape)[1]) + 2 * shape.n)

@@ -213,7 +213,7 @@ def _inside(machine: _Machine, tensor: str, offset: int, size_bytes: int, node: 
 
 def _overwritten(node: IntNode) -> tuple[str, ...]:
     if isinstance(node, IntConv2d):
-        alike = node.in_shape == (node.output.h, node.output.w, node.output.c) and node.dilation == (1, 1)
+        alike = node.in_shape == (node.output.h, node.output.w, node.output.c) and {*node.stride, *node.dilation} == {1}
         return node.inputs if node.depthwise and alike and node.addend is None else node.inputs[1:]
     if isinstance(node, IntMul | IntRescaledAdd) and node.broadcast:
         return node.inputs[:1]

@@ -1,7 +1,7 @@
 /* What the depthwise forms share (SPEC 6.9): the kernel of an output channel, and an input channel as a plane with its padding laid in.
  *
- * An input channel is copied into a plane before the first of its results is stored, so that results may go where the input lies, when both
- * maps have the same shape.
+ * What windows read is copied to scratch before the results that would lie there are stored, so that results may go where the input lies,
+ * when both maps have the same shape and strides are 1.
  */
 #ifndef KQ_DEPTHWISE_H
 #define KQ_DEPTHWISE_H

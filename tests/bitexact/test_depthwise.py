@@ -50,7 +50,7 @@ def test_depthwise(kernels: Kernels, kind: str) -> None:
 def test_the_output_may_take_the_input_s_place(kernels: Kernels) -> None:
     done = 0
     for case in CASES:
-        if case.out_shape != case.x.shape:
+        if case.out_shape != case.x.shape or case.stride != (1, 1):
             continue
         for way in ways(case, every=True):
             if not way.function.endswith("_ref"):
