@@ -39,10 +39,7 @@ KQGEN_CODE static inline int32_t kq_product_q31(int32_t a, int32_t b, uint32_t h
 #if defined(__GNUC__) && defined(__thumb2__)
     uint32_t low;
     uint32_t high;
-    __asm__("smull %0, %1, %2, %3" : "=&r"(low), "=&r"(high) : "r"(a), "r"(b));
-    half <<= 16;
-    low += half;
-    high += low < half;
+    __asm__("smull %0, %1, %2, %3\n\tadds %0, %0, %4\n\tadc %1, %1, #0" : "=&r"(low), "=&r"(high) : "r"(a), "r"(b), "r"(half << 16) : "cc");
     return kq_signed(high << 1 | low >> 31);
 #else
     const int32_t a_high = kq_shift_down(a, 16);
