@@ -3,30 +3,10 @@
  */
 #include "kq.h"
 #include "kq_depthwise.h"
+#include "kq_depthwise_nines.h"
 #include "kq_dsp.h"
 
 #define DSP_FOUR 4u
-
-/* Results of a 3x3 kernel on a plane: rows of words that give two results each, then words that give one. The first ones belong to an
- * output channel; a multiplier is 0..2^31-1, of 2^32.
- */
-typedef struct {
-    uint32_t weights[6]; /* of each kernel row the first and second, then the second and third */
-    const uint32_t *x;
-    int8_t *to;
-    uint32_t row_bytes; /* of the plane */
-    uint32_t end;       /* for dsp_nines */
-    uint32_t bias;
-    uint32_t multiplier;
-    int32_t zero_point;
-    uint32_t step; /* between results */
-    uint32_t turn_bytes;
-    uint32_t pairs_bytes; /* words that give two results */
-    uint32_t odd_bytes;
-    uint32_t gap_bytes; /* from the end of these to the next row */
-    uint32_t rows;
-} dsp_nines_job;
-KQ_ASSERT_SIZE(dsp_nines_job, 76u);
 
 /* A layer's planes in scratch, and the output channel at work. */
 typedef struct {
@@ -150,164 +130,6 @@ KQGEN_CODE static KQ_NOINLINE void dsp_lay(const dsp_planes *planes, const int8_
     }
 }
 
-#if defined(__ARM_FEATURE_DSP) && defined(__thumb2__)
-
-/* A parameter that assembly alone uses. */
-#define DSP_UNSEEN __attribute__((unused))
-
-/* The words of a row, at r0 and, a turn on, r1, where `at` says, by their weights: the first result of two to r11, the second to r12. */
-#define DSP_LOAD(at) "ldr r3, [r0" at "]\n ldr r10, [r1" at "]\n"
-#define DSP_TWO_ROW(left, right) \
-    "smlad r11, r3, " left ", r11\n smlatb r12, r3, " left ", r12\n" \
-    "smlabt r11, r10, " right ", r11\n smlad r12, r10, " right ", r12\n"
-#define DSP_ONE_ROW(left, right) "smlad r11, r3, " left ", r11\n smlabt r11, r10, " right ", r11\n"
-
-/* Does a job; sums are modulo 2^32. 43 cycles for two results on a Cortex-M4, 33 for one. */
-KQGEN_CODE static __attribute__((naked, noinline, used)) void dsp_nines(DSP_UNSEEN const dsp_nines_job *job)
-{
-    __asm__ volatile(
-        "push {r4-r11, lr}\n"
-        "sub sp, #40\n"
-        "add r1, r0, #36\n"
-        "ldm r1, {r2-r11}\n"
-        "stm sp, {r2-r11}\n"
-        "ldm r0, {r4-r9}\n"
-        "ldr lr, [r0, #28]\n"
-        "ldr r2, [r0, #32]\n"
-        "ldr r0, [r0, #24]\n"
-        "1:\n" /* a row */
-        "ldr r3, [sp, #24]\n"
-        "ldr r10, [sp, #20]\n"
-        "adds r3, r3, r0\n"
-        "add r1, r0, r10\n"
-        "str r3, [sp]\n"
-        "cmp r0, r3\n"
-        "beq 3f\n"
-        ".p2align 2\n"
-        "2:\n" /* two results */
-        "ldr r11, [sp, #4]\n"
-        DSP_LOAD("")
-        "mov r12, r11\n"
-        DSP_TWO_ROW("r4", "r5")
-        DSP_LOAD(", r2")
-        DSP_TWO_ROW("r6", "r7")
-        DSP_LOAD(", r2, lsl #1")
-        DSP_TWO_ROW("r8", "r9")
-        "ldr r3, [sp, #8]\n"
-        "ldr r10, [sp, #12]\n"
-        "smmlar r11, r11, r3, r10\n"
-        "smmlar r12, r12, r3, r10\n"
-        "ldr r3, [sp, #16]\n"
-        "ldr r10, [sp, #20]\n"
-        "ssat r11, #8, r11\n"
-        "ssat r12, #8, r12\n"
-        "strb r11, [lr]\n"
-        "strb r12, [lr, r3]\n"
-        "add lr, lr, r3, lsl #1\n"
-        "ldr r3, [sp]\n"
-        "add r0, r0, r10\n"
-        "add r1, r1, r10\n"
-        "cmp r0, r3\n"
-        "bne 2b\n"
-        "3:\n"
-        "ldr r10, [sp, #28]\n"
-        "adds r3, r3, r10\n"
-        "str r3, [sp]\n"
-        "cmp r0, r3\n"
-        "beq 5f\n"
-        ".p2align 2\n"
-        "4:\n" /* one result */
-        "ldr r11, [sp, #4]\n"
-        DSP_LOAD("")
-        DSP_ONE_ROW("r4", "r5")
-        DSP_LOAD(", r2")
-        DSP_ONE_ROW("r6", "r7")
-        DSP_LOAD(", r2, lsl #1")
-        DSP_ONE_ROW("r8", "r9")
-        "ldr r3, [sp, #8]\n"
-        "ldr r10, [sp, #12]\n"
-        "smmlar r11, r11, r3, r10\n"
-        "ldr r3, [sp, #16]\n"
-        "ldr r10, [sp, #20]\n"
-        "ldr r12, [sp]\n"
-        "ssat r11, #8, r11\n"
-        "add r0, r0, r10\n"
-        "add r1, r1, r10\n"
-        "strb r11, [lr]\n"
-        "add lr, lr, r3\n"
-        "cmp r0, r12\n"
-        "bne 4b\n"
-        "5:\n"
-        "ldr r3, [sp, #32]\n"
-        "ldr r10, [sp, #36]\n"
-        "add r0, r0, r3\n"
-        "subs r10, r10, #1\n"
-        "str r10, [sp, #36]\n"
-        "bne 1b\n"
-        "add sp, #40\n"
-        "pop {r4-r11, pc}\n");
-}
-
-#else
-
-/* One result of a 3x3 kernel whose upper left word is at x, the one beside it `turn` words on. */
-static KQ_INLINE uint32_t dsp_nine(const uint32_t *x, uint32_t row, uint32_t turn, const uint32_t *weights, uint32_t bias)
-{
-    uint32_t acc = bias;
-    uint32_t i;
-    for (i = 0; i < 3u; ++i) {
-        acc = kq_two_products(x[0], weights[0], acc);
-        acc = kq_product_low_high(x[turn], weights[1], acc);
-        x += row;
-        weights += 2;
-    }
-    return acc;
-}
-
-/* As above, of the window one column to the right. */
-static KQ_INLINE uint32_t dsp_next_nine(const uint32_t *x, uint32_t row, uint32_t turn, const uint32_t *weights, uint32_t bias)
-{
-    uint32_t acc = bias;
-    uint32_t i;
-    for (i = 0; i < 3u; ++i) {
-        acc = kq_product_low_high(weights[0], x[0], acc);
-        acc = kq_two_products(x[turn], weights[1], acc);
-        x += row;
-        weights += 2;
-    }
-    return acc;
-}
-
-/* Does a job; sums are modulo 2^32. */
-KQGEN_CODE static KQ_NOINLINE void dsp_nines(const dsp_nines_job *job)
-{
-    const uint32_t row = job->row_bytes >> 2;
-    const uint32_t turn = job->turn_bytes >> 2;
-    const uint32_t *x = job->x;
-    int8_t *to = job->to;
-    uint32_t rows = job->rows;
-    do {
-        const uint32_t *end = x + (job->pairs_bytes >> 2);
-        for (; x != end; x += turn) {
-            const uint32_t acc0 = dsp_nine(x, row, turn, job->weights, job->bias);
-            const uint32_t acc1 = dsp_next_nine(x, row, turn, job->weights, job->bias);
-            to[0] = (int8_t)kq_saturated(kq_multiply_high(acc0, job->multiplier, job->zero_point));
-            to[job->step] = (int8_t)kq_saturated(kq_multiply_high(acc1, job->multiplier, job->zero_point));
-            to += 2u * job->step;
-        }
-        end = x + (job->odd_bytes >> 2);
-        for (; x != end; x += turn) {
-            const uint32_t acc = dsp_nine(x, row, turn, job->weights, job->bias);
-            *to = (int8_t)kq_saturated(kq_multiply_high(acc, job->multiplier, job->zero_point));
-            to += job->step;
-        }
-        x += job->gap_bytes >> 2;
-        --rows;
-    } while (rows != 0);
-}
-
-#endif
-
 /* Limits a row of results in scratch, adds them to what is there where the layer sums, and stores them. */
 KQGEN_CODE static KQ_NOINLINE void dsp_settle(const dsp_planes *planes, int8_t *to)
 {
@@ -398,16 +220,17 @@ KQGEN_CODE static void dsp_prepare_nines(dsp_planes *planes)
     job->rows = planes->plain ? window->h_out : 1u;
 }
 
-/* Output channel o by a 3x3 kernel; 0, and nothing done, where SPEC 3.2 is no single multiplication by an integer below 2^31. */
+/* Output channel o by a 3x3 kernel; 0, and nothing done, where its rule is no single product: SPEC 3.2 by an integer
+ * below 2^31, SPEC 3.5 with a shift behind it.
+ */
 KQGEN_CODE static KQ_NOINLINE uint32_t dsp_convolve_nines(
     dsp_planes *planes, uint32_t o, const int8_t *kernel, const uint32_t *words, int8_t *to)
 {
     const kq_window *window = planes->layer->window;
     const kq_requant *requant = planes->layer->requant;
     dsp_nines_job *job = &planes->job;
-    const uint32_t up = 16u + requant->acc_shift - requant->shift[o];
     uint32_t rows;
-    if (up > 16u) {
+    if (!dsp_rule(requant, o, job)) {
         return 0;
     }
     job->weights[0] = kq_low_halves((uint32_t)kernel[0], (uint32_t)kernel[1]);
@@ -417,11 +240,10 @@ KQGEN_CODE static KQ_NOINLINE uint32_t dsp_convolve_nines(
     job->weights[4] = kq_low_halves((uint32_t)kernel[6], (uint32_t)kernel[7]);
     job->weights[5] = kq_low_halves((uint32_t)kernel[7], (uint32_t)kernel[8]);
     job->bias = (uint32_t)requant->bias[o];
-    job->multiplier = (uint32_t)requant->multiplier[o] << up;
     job->x = words;
     job->to = planes->plain ? to : planes->row;
-    dsp_nines(job);
-    for (rows = window->h_out; !planes->plain; dsp_nines(job)) {
+    dsp_do_nines(job, requant);
+    for (rows = window->h_out; !planes->plain; dsp_do_nines(job, requant)) {
         dsp_settle(planes, to);
         to += (uint32_t)window->w_out * window->c_out;
         job->x += (window->stride_h * job->row_bytes) >> 2;
@@ -458,7 +280,7 @@ KQGEN_CODE static KQ_NOINLINE void dsp_depthwise(const depthwise_layer *layer, c
     planes.weights = planes.words + layer->rows * planes.row_words * planes.turns;
     planes.row = (int8_t *)(planes.weights + 2u * planes.row_taps * window->k_h);
     planes.room = planes.row + window->w_out;
-    planes.nines = window->k_h == 3 && window->k_w == 3 && window->stride_w <= 2 && !kq_rounds_as_tflite(requant->acc_shift);
+    planes.nines = window->k_h == 3 && window->k_w == 3 && window->stride_w <= 2;
     planes.plain = requant->sum == NULL && requant->hi - requant->lo == INT8_MAX - INT8_MIN;
     dsp_prepare_nines(&planes);
     while (first < window->c_in) {
