@@ -140,12 +140,29 @@ def _meaning(value: object) -> tuple[object, ...]:
     return tuple(parts)
 
 
-def survey(graph: IntGraph) -> dict[str, Kept]:
-    """What stays of every tensor, by name."""
+def survey(graph: IntGraph, multiple: int = 1) -> dict[str, Kept]:
+    """What stays of every tensor, by name.
+
+    Args:
+        multiple: where some channels of a tensor stay, so do dead ones until they are a multiple of this, or all.
+    """
     spans = code_spans(graph)
     reads = {node.name: _read(graph, node, spans[node.inputs[0]]) for node in graph.nodes if isinstance(node, IntConv2d)}
     whole = {*(tensor.name for tensor in graph.inputs), *graph.outputs}
     masks = {name: np.full(len(span.lo), name in whole) for name, span in spans.items()}
+    _settle(graph, masks, reads)
+    while odd := [name for name, mask in masks.items() if mask.sum() % multiple and not mask.all()]:
+        first = masks[odd[0]]
+        first[np.flatnonzero(~first)[: -int(first.sum()) % multiple]] = True
+        _settle(graph, masks, reads)
+    zeros = {tensor.name: tensor.zero_point for tensor in (*graph.inputs, *(node.output for node in graph.nodes))}
+    return {
+        name: Kept(mask, np.where(spans[name].constant, spans[name].lo, zeros[name]).astype(np.int8)) for name, mask in masks.items()
+    }
+
+
+def _settle(graph: IntGraph, masks: dict[str, Mask], reads: Mapping[str, Mask]) -> None:
+    """Adds to `masks` what the channels in them ask for, until nothing more is asked."""
     changed = True
     while changed:
         changed = False
@@ -156,10 +173,6 @@ def survey(graph: IntGraph) -> dict[str, Kept]:
                 if np.any(mask & ~masks[name]):
                     masks[name] = masks[name] | mask
                     changed = True
-    zeros = {tensor.name: tensor.zero_point for tensor in (*graph.inputs, *(node.output for node in graph.nodes))}
-    return {
-        name: Kept(mask, np.where(spans[name].constant, spans[name].lo, zeros[name]).astype(np.int8)) for name, mask in masks.items()
-    }
 
 
 def _read(graph: IntGraph, node: IntConv2d, source: Span) -> Mask:

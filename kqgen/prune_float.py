@@ -18,7 +18,7 @@ from kqgen.ir import Concat, Conv2d, Float32, Graph, Input, Node, SlicePad, Unar
 from kqgen.kq_layers import LayerWeights, Quantised
 from kqgen.kq_uniform import scale_floor, uniform
 from kqgen.lower import lower
-from kqgen.prune import Kept, survey
+from kqgen.prune import Kept
 from kqgen.prune_ranges import Mask
 
 
@@ -56,12 +56,6 @@ def rests(integers: IntGraph, kept: Mapping[str, Kept]) -> dict[str, Rest]:
             tensor = integers.tensor(name)
             found[name] = Rest(each.mask, frozen_array((each.codes.astype(np.float64) - tensor.zero_point) * tensor.scale))
     return found
-
-
-def dead(graph: Graph, ranges: Ranges) -> dict[str, Rest]:
-    """What stays of the tensors of a simplified float graph that hold something dead; see the module's first lines."""
-    integers = rounded(graph, ranges)
-    return rests(integers, survey(integers))
 
 
 def narrowed(graph: Graph, rest: Mapping[str, Rest], twins: Mapping[str, str] | None = None) -> Graph:

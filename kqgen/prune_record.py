@@ -19,6 +19,9 @@ from kqgen.sizes import int8_tables_bytes
 
 KEY = "dead"
 
+RUN = 4
+"""Channels that are to be compressed stay in multiples of this: 1x1 layers are indexed in runs of so many input channels."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dead:
@@ -58,7 +61,7 @@ def combined(first: Mapping[str, Rest], then: Mapping[str, Rest]) -> dict[str, R
 def before_compression(graph: Graph, ranges: Ranges) -> tuple[Graph, Dead]:
     """A simplified float graph without its dead structure, and what that was."""
     integers = rounded(graph, ranges)
-    kept = survey(integers)
+    kept = survey(integers, RUN)
     stays = rests(integers, kept)
     gone = removed(integers, remove(integers, kept))
     return narrowed(graph, stays), Dead(gone, weights_of(integers), int8_tables_bytes(integers), stays, {})

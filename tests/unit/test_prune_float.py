@@ -12,7 +12,7 @@ from kqgen import floatexec, oracle
 from kqgen.calibrate import Ranges, calibrate
 from kqgen.ir import Add, AvgPool, Concat, Conv2d, Float32, Graph, Input, MaxPool, Mul, Node, SlicePad, Unary, Upsample, frozen_array
 from kqgen.prune import prune, survey
-from kqgen.prune_float import dead, narrowed, rests, rounded
+from kqgen.prune_float import Rest, narrowed, rests, rounded
 from kqgen.samples import Samples
 
 RNG = np.random.default_rng(0)
@@ -50,6 +50,11 @@ def network() -> Graph:
         Conv2d("last", "", ("mean",), (3, 1, 1), weight(3, 6, 2, 2), bias(3), dense=True),
     )
     return Graph("net", nodes, ("last",))
+
+
+def dead(graph: Graph, ranges: Ranges) -> dict[str, Rest]:
+    integers = rounded(graph, ranges)
+    return rests(integers, survey(integers))
 
 
 @pytest.fixture(scope="module")
