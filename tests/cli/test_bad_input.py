@@ -107,13 +107,20 @@ def test_weights_that_are_not_finite(work: Path, inputs: Path, tmp_path: Path, v
 
 
 def test_an_operator_that_is_not_supported_names_its_module(work: Path, inputs: Path, tmp_path: Path) -> None:
-    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.ReLU(), nn.GELU()))
-    model = tinynet.save(module, tmp_path / "gelu.pt2")
-    refused(compile_into(work, inputs, model=model), 2, "cannot compile layer 1.1 (torch.ops.aten.gelu)", "(N, 4, 6, 6)", "nn.ReLU")
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.ReLU(), nn.LogSoftmax(1)))
+    model = tinynet.save(module, tmp_path / "net.pt2")
+    refused(compile_into(work, inputs, model=model), 2, "cannot compile layer 1.1 (torch.ops.aten.", "(N, 4, 6, 6)", "nn.Softmax")
+
+
+def test_all_operators_that_are_not_supported_are_told_at_once(work: Path, inputs: Path, tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LogSoftmax(1), nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 3), nn.LogSoftmax(1))
+    model = tinynet.save(module, tmp_path / "net.pt2")
+    told = ("cannot compile 3 operations of net", "log_softmax (2x): layer 1, layer 4", "group_norm (1x): layer 2", "nn.BatchNorm2d")
+    refused(compile_into(work, inputs, model=model), 2, *told)
 
 
 def test_an_operator_nobody_expects_points_at_the_list(work: Path, inputs: Path, tmp_path: Path) -> None:
-    model = tinynet.save(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Softsign()), tmp_path / "net.pt2")
+    model = tinynet.save(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Threshold(0.1, 20.0)), tmp_path / "net.pt2")
     refused(compile_into(work, inputs, model=model), 2, "cannot compile layer 1 (torch.ops.aten.", "`kqgen ops` lists them")
 
 
