@@ -172,11 +172,12 @@ def exponential(a: int) -> int:
     return e
 
 
-def exponentials(scale: float) -> Array:
-    """SPEC 5.12: the table of a scale."""
+def exponentials(scale: float, whole: bool = False) -> Array:
+    """SPEC 5.12: the table of a scale, or, `whole`, TFLite's with the entries that add nothing."""
     fraction, k = math.frexp(scale * 2**26)
     last = min(255, 31 * 2**26 // 2**k)
-    return np.array([exponential(p(-d * 2**k, round(fraction * 2**31))) for d in range(last + 1)], np.int32)
+    table = [exponential(p(-d * 2**k, round(fraction * 2**31))) for d in range(last + 1)]
+    return np.array([e for e in table if whole or e >= 2**11], np.int32)
 
 
 def softmax(table: Array, x: Array) -> list[int]:
@@ -199,14 +200,14 @@ def softmaxes() -> Iterator[MapCase]:
         table = exponentials(scale)
         x = maps(rng, shape)
         x[0, 0] = np.where(np.arange(shape[2]) % 2, -128, 127)
-        yield softmax_case(f"softmax {scale} {shape}", table, x)
+        yield softmax_case(f"softmax {scale} {shape}", table, x, exponentials(scale, whole=True))
     yield softmax_case("4095 equal", exponentials(0.1), np.full((1, 1, 4095), 5, np.int8))
     yield softmax_case("one of 4095", exponentials(9.0), np.where(np.arange(4095) == 7, 127, -128).astype(np.int8).reshape(1, 1, -1))
 
 
-def softmax_case(label: str, table: Array, x: Array) -> MapCase:
-    """A softmax of x by a table."""
-    wanted = np.array([softmax(table, row) for row in x.reshape(-1, x.shape[2])], np.int8).reshape(x.shape)
+def softmax_case(label: str, table: Array, x: Array, whole: Array | None = None) -> MapCase:
+    """A softmax of x by a table, which must give what the whole table gives."""
+    wanted = np.array([softmax(table if whole is None else whole, row) for row in x.reshape(-1, x.shape[2])], np.int8).reshape(x.shape)
     fields = {"positions": x.shape[0] * x.shape[1], "channels": x.shape[2], "count": len(table)}
     return MapCase(label, "kq_softmax_s8", "kq_softmax", fields, (x,), wanted, {"exponentials": ("int32_t", table)}, over=(0,))
 
