@@ -15,7 +15,8 @@ The rules are applied until none fits any more, each rewriting one place and eac
     pins         quantisations that the model gives become those of the tensors before them
 
 What is left then has a plain form: an affine is a depthwise convolution of one tap, padding is a slice that begins before the map,
-groups are slices and convolutions, an order of channels is slices put together.
+groups are slices and convolutions, a convolution between zeros is one for each phase of its output, an order of channels is slices put
+together.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ from kqgen.ir import (
 )
 from kqgen.simplify_affine import affine_to_depthwise, fold_affine_back, fold_affine_forward, fold_input_scaling, merge_affines
 from kqgen.simplify_channels import fold_shuffle, merge_concats, place_flatten, place_shuffle, slice_concat, split_groups
+from kqgen.simplify_phases import split_phases
 from kqgen.simplify_pins import hoist_pin, place_pin
 from kqgen.simplify_rewrite import is_output, rewrite
 from kqgen.simplify_spatial import dense_to_conv, fold_pad, merge_slices, never_negative, pad_to_slice, sink_flatten
@@ -200,9 +202,9 @@ _RULES: tuple[_Rule, ...] = (
     slice_concat,
     fold_shuffle,
 )
-_PLACING: tuple[_Rule, ...] = (place_pin, affine_to_depthwise, pad_to_slice, place_flatten, place_shuffle, split_groups)
+_PLACING: tuple[_Rule, ...] = (place_pin, affine_to_depthwise, pad_to_slice, place_flatten, place_shuffle, split_phases, split_groups)
 """Applied once nothing can be folded any more."""
 _FOR_PINNED: tuple[_Rule, ...] = (
-    dense_to_conv, merge_concats, affine_to_depthwise, pad_to_slice, place_flatten, place_shuffle, split_groups,
+    dense_to_conv, merge_concats, affine_to_depthwise, pad_to_slice, place_flatten, place_shuffle, split_phases, split_groups,
 )  # fmt: skip
 """Those that keep the quantisation of the node they replace."""

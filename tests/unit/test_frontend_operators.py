@@ -159,6 +159,21 @@ def test_convolutions_and_dense_layers(name: str) -> None:
     check(randomise(CONVOLUTIONS[name]()), [images(*MAP)])
 
 
+@pytest.mark.parametrize(
+    ("name", "kernels"),
+    [
+        ("transposed 2x2", [(1, 1)] * 4),
+        ("transposed 4x4", [(2, 2)] * 4),
+        ("transposed depthwise", [(1, 1)] * 4),
+        ("transposed, cropped", [(2, 2)]),
+        ("transposed 3x3 with output padding", [(3, 3)]),
+    ],
+)
+def test_transposed_convolutions_multiply_no_zeros_where_phases_are_whole(name: str, kernels: list[tuple[int, int]]) -> None:
+    simple = simplify(import_module(randomise(CONVOLUTIONS[name]()), [images(*MAP)], "net"))
+    assert [node.kernel for node in simple if isinstance(node, ir.Conv2d)] == kernels
+
+
 @pytest.mark.parametrize("name", SEQUENCES)
 def test_sequences(name: str) -> None:
     check(randomise(SEQUENCES[name]()), [images(*SEQUENCE)])

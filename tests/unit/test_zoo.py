@@ -15,7 +15,7 @@ from kqgen.floatexec import run
 WANTED = {
     "mobilenet_v2": {"Conv2d": 53, "Add": 11, "AvgPool": 1},
     "efficientnet_lite": {"Conv2d": 35, "Add": 4, "AvgPool": 1},
-    "unet": {"Conv2d": 12, "MaxPool": 2, "Concat": 2, "Upsample": 2},
+    "unet": {"Conv2d": 15, "MaxPool": 2, "Concat": 2, "Upsample": 1, "Interleave": 1},
     "ecg": {"Conv2d": 12, "MaxPool": 1, "AvgPool": 2, "Add": 4, "SlicePad": 2, "Concat": 1, "Unary": 1, "Softmax": 1},
     "yolo": {"Conv2d": 8, "Unary": 6, "MaxPool": 1, "Upsample": 1, "Concat": 1},
     "mobilenet_v3": {"Conv2d": 17, "Unary": 7, "Mul": 3, "Add": 2, "AvgPool": 4},
