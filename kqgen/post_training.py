@@ -239,7 +239,7 @@ def _fit(
 
 
 def _unclamped(node: Conv2d) -> Conv2d:
-    return replace(node, lo=-math.inf, hi=math.inf)
+    return replace(node, lo=-math.inf, hi=math.inf, pinned=None)  # a given quantisation limits the result as a clamp does
 
 
 def _let_go(graph: Graph, index: int, tensors: _Tensors) -> None:

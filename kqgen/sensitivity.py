@@ -144,8 +144,9 @@ def _gain(patches: torch.Tensor) -> float:
 def _importance(graph: Graph, node: Conv2d, maps: Mapping[str, torch.Tensor], ranges: Ranges | None, rng: np.random.Generator) -> float:
     flat = node.weight.reshape(len(node.weight), -1)
     size = np.sqrt(np.mean(flat.astype(np.float64) ** 2, axis=1))[:, None, None, None]
-    noisy = replace(node, weight=frozen_array(node.weight + _NOISE * size * rng.normal(size=node.weight.shape)), lo=-math.inf, hi=math.inf)
-    wanted = evaluate(replace(node, lo=-math.inf, hi=math.inf), [maps[node.inputs[0]]])
+    open_ended = replace(node, lo=-math.inf, hi=math.inf, pinned=None)
+    noisy = replace(open_ended, weight=frozen_array(node.weight + _NOISE * size * rng.normal(size=node.weight.shape)))
+    wanted = evaluate(open_ended, [maps[node.inputs[0]]])
     found = evaluate(noisy, [maps[node.inputs[0]]])
     found = found - (found - wanted).mean((0, 2, 3), keepdim=True)  # the quantiser's bias correction takes the mean error out
     here = _share(wanted, found, (0, 2, 3))
