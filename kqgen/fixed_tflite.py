@@ -29,7 +29,7 @@ MULTIPLIER_LOW, MULTIPLIER_HIGH = 2**30, 2**31 - 1
 FAST_SHIFT = 32
 """From here on a product is shifted down at least once more, as the fast ways of the runtime need it: factors below 1/2."""
 
-ACC_LIMIT = 2**30
+ACC_LIMIT = 2**29
 """Accumulators, after the left shift of factors above 1, stay below this in absolute value, so that no rounding passes 32 bits."""
 
 SEARCH_STEPS = 200

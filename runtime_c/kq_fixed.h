@@ -54,6 +54,33 @@ KQGEN_CODE static inline int32_t kq_product_q31(int32_t a, int32_t b, uint32_t h
 #endif
 }
 
+/* kq_product_q31(x, multiplier, 0x4000u) for |x| < 2^29, multiplier 0..2^31-1: halves fit words as they are, the lower one of x signed.
+ * |low * any| <= 2^15 * 65535 < 2^31, |high * m_low| < 2^13 * 2^16, |middle| < 2^29 + 2^30 + 2^15.
+ */
+KQGEN_CODE static inline int32_t kq_scaled_q31(int32_t x, int32_t multiplier)
+{
+#if defined(__ARM_FEATURE_DSP)
+    int32_t high;
+    __asm__("smmulr %0, %1, %2" : "=r"(high) : "r"(x * 2), "r"(multiplier));
+    return high;
+#elif defined(__GNUC__) && defined(__thumb2__)
+    return kq_product_q31(x, multiplier, 0x4000u);
+#else
+    const int32_t low = (int16_t)(x & 0xFFFF);
+    const int32_t high = kq_shift_down(x - low, 16);
+    const int32_t m_low = multiplier & 0xFFFF;
+    const int32_t m_high = kq_shift_down(multiplier, 16);
+    const int32_t middle = high * m_low + low * m_high + kq_shift_down(low * m_low, 16);
+    return high * m_high * 2 + kq_shift_down(middle + 0x4000, 15);
+#endif
+}
+
+/* x / 2^n, n 1..31, halves away from zero. */
+KQGEN_CODE static inline int32_t kq_rounded_down(int32_t x, uint32_t n)
+{
+    return kq_shift_down(x + kq_shift_down(x, 31) + kq_signed((uint32_t)1 << (n - 1u)), n);
+}
+
 /* x / 2^n, n 0..31, halves away from zero. */
 KQGEN_CODE static inline int32_t kq_divided_by_power(int32_t x, uint32_t n)
 {
@@ -87,7 +114,7 @@ static KQ_INLINE int kq_rounds_as_tflite(uint32_t acc_shift)
 }
 
 #if KQ_WITH_TFLITE
-/* An accumulator by SPEC 3.5: |acc| * 2^max(0, 31 - shift) < 2^30; multiplier 0..2^31-1; shift 1..62; rule KQ_ROUND_TWICE or KQ_ROUND_ONCE. */
+/* An accumulator by SPEC 3.5: |acc| * 2^max(0, 31 - shift) < 2^29; multiplier 0..2^31-1; shift 1..62; rule KQ_ROUND_TWICE or KQ_ROUND_ONCE. */
 int32_t kq_scale_tflite(uint32_t acc, int32_t multiplier, uint32_t shift, uint32_t rule);
 #endif
 

@@ -27,6 +27,9 @@ typedef struct {
     uint32_t *weights;
     uint32_t *tables;
     int8_t *pads; /* [k_w][c_in]: what a row of padded positions reads */
+#if KQ_WITH_TFLITE
+    int twice; /* put_twice serves the layer */
+#endif
 } packed_layer;
 
 /* Where the next value of a window goes when taps come in the order of the map. */
@@ -63,6 +66,21 @@ KQGEN_CODE static KQ_NOINLINE void cut_taps(packed_layer *layer, uint32_t taps, 
     layer->span = span_of(each);
 }
 
+#if KQ_WITH_TFLITE
+/* Whether a layer rounds twice (SPEC 3.5), by shifts that leave at least 1 behind the product. */
+KQGEN_CODE static int puts_twice(const packed_layer *layer)
+{
+    const kq_requant *requant = layer->requant;
+    uint32_t o;
+    for (o = 0; o < layer->window->c_out; ++o) {
+        if (requant->acc_shift != KQ_ROUND_TWICE || requant->shift[o] < 32u) {
+            return 0;
+        }
+    }
+    return requant->sum == NULL;
+}
+#endif
+
 /* A layer with its scratch divided: window, weights and tables of the octets of a tile, padded positions. `room` is the end. */
 KQGEN_CODE static KQ_NOINLINE int8_t *split_scratch(packed_layer *layer, const int8_t *pad_values, int8_t pad_value, void *scratch)
 {
@@ -77,6 +95,9 @@ KQGEN_CODE static KQ_NOINLINE int8_t *split_scratch(packed_layer *layer, const i
     layer->row_step = w_in * c_in;
     layer->gap_bytes = layer->taps == row ? 4u * (layer->span - row + KQ_LANE_WORDS) : 0;
     layer->columns = plain && w_in >= k_w ? w_in - k_w + 1u : 0;
+#if KQ_WITH_TFLITE
+    layer->twice = puts_twice(layer);
+#endif
     layer->stream = scratch;
     layer->weights = layer->stream + layer->groups * (layer->span + KQ_LANE_WORDS);
     layer->tables = layer->weights + layer->octets * octet_words(layer);
@@ -213,6 +234,40 @@ KQGEN_CODE static KQ_NOINLINE void put_channels(
     }
 }
 
+#if KQ_WITH_TFLITE
+/* put_channels for a layer that puts_twice() serves. */
+KQGEN_CODE static KQ_NOINLINE void put_twice(
+    const kq_requant *requant, const uint32_t *entry, uint32_t channel, uint32_t channels, int8_t *to)
+{
+    const int32_t *multiplier = requant->multiplier_q31 + channel;
+    const uint8_t *shift = requant->shift + channel;
+    const int32_t zero_point = requant->zero_point;
+    const int32_t lo = requant->lo;
+    const int32_t hi = requant->hi;
+    uint32_t i;
+    for (i = 0; i < channels; ++i) {
+        const uint32_t acc = (i & 1u) != 0 ? entry[1] : entry[0] - (entry[1] << 16);
+        const int32_t product = kq_scaled_q31(kq_signed(acc), multiplier[i]);
+        to[i] = (int8_t)kq_clamped(kq_rounded_down(product, shift[i] - 31u) + zero_point, lo, hi);
+        if ((i & 1u) != 0) {
+            entry += 6;
+        }
+    }
+}
+#endif
+
+/* put_channels, or its like for the layer's rule. */
+static KQ_INLINE void put_part(const packed_layer *layer, const uint32_t *entry, uint32_t channel, uint32_t channels, int8_t *to)
+{
+#if KQ_WITH_TFLITE
+    if (layer->twice) {
+        put_twice(layer->requant, entry, channel, channels, to);
+        return;
+    }
+#endif
+    put_channels(layer->requant, entry, channel, channels, to);
+}
+
 /* Output channels first..first+channels-1 of the pixel whose window is laid out; `to` takes the first of them. Octets that are whole and
  * not summed are stored on the way, the others, and those of rule `tflite`, one by one.
  */
@@ -231,7 +286,7 @@ KQGEN_CODE static KQ_NOINLINE void convolve_pixel(const packed_layer *layer, kq_
             job->puts = 0;
         } else {
             const uint32_t part = channels < KQ_LANE_CHANNELS ? channels : KQ_LANE_CHANNELS;
-            put_channels(layer->requant, job->table + 8, first, part, job->to);
+            put_part(layer, job->table + 8, first, part, job->to);
             job->table += KQ_LANE_TABLE;
             job->to += part;
             first += part;
