@@ -156,6 +156,23 @@ def unet() -> IntGraph:
     return net.graph(["likely", "best"])
 
 
+def differences() -> IntGraph:
+    """Convolutions that subtract as they store: from their own result, and their own result from another map."""
+    net = Builder("differences", seed=23)
+    net.input("x", 8, 9, 3)
+    net.codebook("book", 24, (3, 3), True)
+    last = net.conv("stem", 6, (3, 3), padding=(1, 1, 1, 1))
+    for number, codebook in enumerate((None, "book")):
+        for swapped in (False, True):
+            name = f"b{number}{int(swapped)}"
+            net.conv(f"{name}_in", 6, (3, 3), padding=(1, 1, 1, 1), codebook=codebook, source=last)
+            net.conv(f"{name}_out", 6, (3, 3), padding=(1, 1, 1, 1), codebook=codebook)
+            operands = (last, f"{name}_out") if swapped else (f"{name}_out", last)
+            last = subtract(net, name, *operands)
+    net.conv("head", 4, (1, 1))
+    return net.graph()
+
+
 def all_nets() -> tuple[IntGraph, ...]:
     """Every network here."""
-    return squeeze_excite(), unet()
+    return squeeze_excite(), unet(), differences()

@@ -18,7 +18,7 @@ from kqgen.firmware import model_api
 from kqgen.fuse import fuse
 from kqgen.hostlib import build_library
 from kqgen.image import build_image
-from kqgen.intgraph import IntGraph
+from kqgen.intgraph import IntConv2d, IntGraph
 from kqgen.plan import Optimise, Planning
 from kqgen.planner import make_plan
 from kqgen.qemu import run_qemu
@@ -80,6 +80,12 @@ def test_a_stored_network_gives_the_same_c(graph: IntGraph, tmp_path: Path) -> N
 def test_the_networks_have_every_kind_of_layer() -> None:
     kinds = {type(node).__name__ for graph in opnets.all_nets() for node in graph.nodes}
     assert {"IntLookup", "IntMul", "IntAssemble", "IntSlicePad", "IntSoftmax", "IntArgMax", "IntAdd"} <= kinds
+
+
+def test_differences_are_made_on_the_way() -> None:
+    addends = [node.addend for node in ready(opnets.differences()).nodes if isinstance(node, IntConv2d) and node.addend is not None]
+    assert [addend.swapped for addend in addends] == [False, True, False, True]
+    assert all((addend.multiplier_a < 0) == addend.swapped != (addend.multiplier_b < 0) for addend in addends)
 
 
 def test_tables_may_be_in_the_place_of_what_they_read() -> None:
