@@ -197,6 +197,13 @@ def test_layers_that_keep_codes_are_brought_to_those_a_model_wants() -> None:
     np.testing.assert_array_equal(oracle.run(other, {"a": x})["c"], np.clip((x + 3.0) * 2 + 5, 1, 25))
 
 
+def test_a_mean_of_single_values_is_a_table() -> None:
+    graph = by_hand(A, ir.AvgPool("q", "", ("a",), (2, 4, 3), (1, 1), (1, 1), lo=-9.0, hi=20.0), scales={"q": (0.7, 9)})
+    assert [type(node) for node in graph.nodes] == [IntLookup]
+    wanted = np.clip(np.floor((images() + 3.0) * 0.5 / 0.7 + 0.5) + 9, 9 - 13, 9 + 29)
+    np.testing.assert_array_equal(oracle.run(graph, {"a": images()})["q"], wanted)
+
+
 def test_tables_hold_the_function_of_every_code_with_its_clamp() -> None:
     graph = by_hand(A, ir.Unary("u", "", ("a",), (2, 4, 3), "square", lo=1.0, hi=20.0), scales={"a": (0.1, 0), "u": (0.5, 100)})
     (node,) = graph.nodes
