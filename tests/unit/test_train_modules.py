@@ -33,7 +33,8 @@ def book_of(codewords: int, taps: int = 9, *, sign: bool = True, additive: bool 
 
 def layer_of(book: LearnedCodebook, c_out: int = 6, c_in: int = 4, count: int | None = None) -> tuple[IndexedWeight, torch.Tensor]:
     """A layer with 3x3 kernels next to its codewords, and their latents."""
-    layer = IndexedWeight(book, count, KernelLayout(torch.Size((c_out, c_in, 3, 3)), (c_out, c_in, 3, 3)), torch.full((c_out,), 0.5), torch.ones(c_in), gain=True)
+    layout = KernelLayout(torch.Size((c_out, c_in, 3, 3)), (c_out, c_in, 3, 3))
+    layer = IndexedWeight(book, count, layout, torch.full((c_out,), 0.5), torch.ones(c_in), gain=True)
     return layer, draw(c_out, c_in, 3, 3, seed=5).requires_grad_()
 
 

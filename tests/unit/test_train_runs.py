@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from trainnets import SIDE, Batches, make, one_thread, outputs_of_c, pixels, plain_loop
+from trainnets import Batches, make, one_thread, outputs_of_c, pixels, plain_loop
 
 from kqgen import kq, training
 from kqgen.errors import InputError
@@ -156,6 +156,4 @@ def test_fidelity_of_a_network_of_runs() -> None:
     layers = {layer.name: layer for layer in found.layers}
     for name in ("deep", "point", "side", "head"):
         assert layers[name].weights.startswith("KQ")
-        assert layers[name].weights_db is not None
-        assert layers[name].weights_db > 3
-    assert SIDE == 12
+        assert (layers[name].weights_db or 0.0) > 3
