@@ -57,8 +57,9 @@ SINGLE_VALUE_CYCLES = 48.0
 BOOK_VALUE_CYCLES = 5.5
 # Of a kernel's tap that is placed alone, where input channels fill no quads.
 PLACED_TAP_CYCLES = 30.0
-# Of a uniform weight: in a byte or a whole number of them with its neighbours, and not.
-WEIGHT_CYCLES = 9.5
+# Of a uniform weight: of 8 bits among four in a row, of fewer bits where four begin with a byte, and otherwise.
+BYTE_CYCLES = 2.9
+WEIGHT_CYCLES = 10.0
 ODD_WEIGHT_CYCLES = 29.0
 # Of four channels of two pixels that are rounded twice, and one by one (SPEC 3.5).
 TWICE_CYCLES = 46.0
@@ -165,8 +166,11 @@ def _inside(shape: ConvShape, axis: int) -> int:
 def _weights_cycles(shape: ConvShape, strip: int) -> float:
     weights = shape.taps * shape.c_out
     if shape.kind == "uniform":
-        in_line = shape.bits == 4 and shape.kernel[1] * shape.c_in % 4 == 0
-        return weights * (WEIGHT_CYCLES if in_line else ODD_WEIGHT_CYCLES)
+        rest = shape.kernel[1] * shape.c_in % 4
+        if shape.bits != 8:
+            return weights * (ODD_WEIGHT_CYCLES if rest else WEIGHT_CYCLES)
+        alone = shape.c_out * shape.kernel[0] * rest
+        return (weights - alone) * BYTE_CYCLES + alone * ODD_WEIGHT_CYCLES
     stages = 2 if shape.kind == "additive" else 1
     book = stages * shape.codewords * shape.n * BOOK_VALUE_CYCLES if strip else stages * weights * SINGLE_VALUE_CYCLES
     sums = weights * 8.0 if stages == 2 else 0.0

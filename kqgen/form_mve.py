@@ -28,7 +28,10 @@ EIGHT_CYCLES = 226.0  # eight kernels of nine values
 EIGHT_TAP_CYCLES = 12.0
 BOOK_CYCLES = 1.5  # a codebook's value
 CLEAR_CYCLES = 4.0  # 16 weights
-WEIGHT_CYCLES = 11.5  # a uniform weight
+WEIGHT_CYCLES = 9.0  # a uniform weight
+EXPAND_CYCLES = 2.5  # one of 6 or 4 bits besides
+LINE_CYCLES = 7.0  # 16 weights, where the kernel is one row or column
+LINE_CHANNEL_CYCLES = 90.0  # and an output channel
 POSITION_CYCLES = 45.0  # the uniform weights of one position of the kernel
 LAYER_CYCLES = 800.0
 
@@ -83,7 +86,11 @@ def _cycles(shape: ConvShape, tile: int) -> float:
 def _weights_cycles(shape: ConvShape, tile: int) -> float:
     """Of one tile's weights, with its share of the codebook's."""
     if shape.kind == "uniform":
-        return tile * shape.n * (shape.c_in * WEIGHT_CYCLES + POSITION_CYCLES)
+        expanded = 0.0 if shape.bits == 8 else EXPAND_CYCLES * shape.taps
+        vectors = -(-shape.taps // LANES_BYTES)
+        if min(shape.kernel) == 1:
+            return tile * (expanded + vectors * (LINE_CYCLES + CLEAR_CYCLES) + LINE_CHANNEL_CYCLES)
+        return tile * (expanded + shape.n * (shape.c_in * WEIGHT_CYCLES + POSITION_CYCLES))
     stages = 2 if shape.kind == "additive" else 1
     eights = _round(tile, 8) // 8 * shape.c_in
     eight = EIGHT_CYCLES + (shape.n * stages - 9) * EIGHT_TAP_CYCLES

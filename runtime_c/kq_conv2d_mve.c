@@ -16,7 +16,18 @@ KQGEN_CODE static void arrange_weights(const kq_conv2d *conv, const kq_mve_tile 
         const int8_t *from = tile->columns;
         int8_t *to = tile->weights + kq_mve_channel(tile, o);
         uint32_t row;
-        kq_mve_expand(conv->weights, (first + o) * taps, conv->bits, taps, tile->columns);
+        if (conv->bits == 8u) {
+            from = (const int8_t *)conv->weights + (first + o) * taps;
+        } else {
+            kq_mve_expand(conv->weights, (first + o) * taps, conv->bits, taps, tile->columns);
+        }
+        if (window->k_h == 1 || window->k_w == 1) {
+            /* Stored order and window order are the same. */
+            const uint32_t whole = taps & ~(KQ_MVE_BYTES - 1u);
+            kq_mve_copy(to, 2u * KQ_MVE_BYTES, from, KQ_MVE_BYTES, KQ_MVE_BYTES, whole >> 4);
+            kq_mve_copy(to + 2u * whole, 0, from + whole, 0, taps - whole, 1);
+            continue;
+        }
         for (row = 0; row < window->k_h; ++row) {
             uint32_t j = row * c_in;
             uint32_t column;
