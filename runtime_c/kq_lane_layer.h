@@ -28,7 +28,7 @@ typedef struct {
     uint32_t *tables;
     int8_t *pads; /* [k_w][c_in]: what a row of padded positions reads */
 #if KQ_WITH_TFLITE
-    int twice; /* put_twice serves the layer */
+    int twice; /* kq_lane_octets_twice serves the layer */
 #endif
 } packed_layer;
 
@@ -128,8 +128,8 @@ KQGEN_CODE static void fill_tables(const packed_layer *layer, uint32_t first, ui
         uint32_t *entry = table + 10u + 6u * ((o >> 1) & 3u) + 2u * (o & 1u);
         start[0] = (o & 1u) != 0 ? start[0] + (bias << 16) : bias;
         start[KQ_LANE_WORDS] = bias; /* the odd channel's, which comes last */
-        entry[0] = (uint32_t)requant->multiplier[channel];
-        entry[1] = requant->shift[channel];
+        entry[0] = kq_multiplier(requant, channel);
+        entry[1] = requant->shift[channel] - (kq_rounds_as_tflite(requant->acc_shift) ? 31u : 0u);
         if ((o & 7u) == 7u) {
             table += KQ_LANE_TABLE;
         }
@@ -234,59 +234,50 @@ KQGEN_CODE static KQ_NOINLINE void put_channels(
     }
 }
 
-#if KQ_WITH_TFLITE
-/* put_channels for a layer that puts_twice() serves. */
-KQGEN_CODE static KQ_NOINLINE void put_twice(
-    const kq_requant *requant, const uint32_t *entry, uint32_t channel, uint32_t channels, int8_t *to)
+/* Whether octets are stored as they come. */
+static KQ_INLINE int puts_octets(const packed_layer *layer)
 {
-    const int32_t *multiplier = requant->multiplier_q31 + channel;
-    const uint8_t *shift = requant->shift + channel;
-    const int32_t zero_point = requant->zero_point;
-    const int32_t lo = requant->lo;
-    const int32_t hi = requant->hi;
-    uint32_t i;
-    for (i = 0; i < channels; ++i) {
-        const uint32_t acc = (i & 1u) != 0 ? entry[1] : entry[0] - (entry[1] << 16);
-        const int32_t product = kq_scaled_q31(kq_signed(acc), multiplier[i]);
-        to[i] = (int8_t)kq_clamped(kq_rounded_down(product, shift[i] - 31u) + zero_point, lo, hi);
-        if ((i & 1u) != 0) {
-            entry += 6;
-        }
+#if KQ_WITH_TFLITE
+    if (kq_rounds_as_tflite(layer->requant->acc_shift)) {
+        return layer->twice;
     }
-}
 #endif
+    return layer->requant->sum == NULL;
+}
 
-/* put_channels, or its like for the layer's rule. */
-static KQ_INLINE void put_part(const packed_layer *layer, const uint32_t *entry, uint32_t channel, uint32_t channels, int8_t *to)
+/* The octets of a job by the layer's rule. */
+static KQ_INLINE void run_octets(const packed_layer *layer, kq_lane_job *job)
 {
 #if KQ_WITH_TFLITE
     if (layer->twice) {
-        put_twice(layer->requant, entry, channel, channels, to);
+        kq_lane_octets_twice(job);
         return;
     }
+#else
+    (void)layer;
 #endif
-    put_channels(layer->requant, entry, channel, channels, to);
+    kq_lane_octets(job);
 }
 
 /* Output channels first..first+channels-1 of the pixel whose window is laid out; `to` takes the first of them. Octets that are whole and
- * not summed are stored on the way, the others, and those of rule `tflite`, one by one.
+ * not summed are stored on the way, the others one by one, and those of layers that do not round by one shift down.
  */
 KQGEN_CODE static KQ_NOINLINE void convolve_pixel(const packed_layer *layer, kq_lane_job *job, uint32_t first, uint32_t channels, int8_t *to)
 {
     job->weights = layer->weights;
     job->table = layer->tables;
     job->to = to;
-    job->octets = layer->requant->sum == NULL && !kq_rounds_as_tflite(layer->requant->acc_shift) ? channels >> 3 : 0;
+    job->octets = puts_octets(layer) ? channels >> 3 : 0;
     job->puts = job->octets;
     while (channels != 0) {
-        kq_lane_octets(job);
+        run_octets(layer, job);
         if (job->puts != 0) {
             first += 8u * job->puts;
             channels -= 8u * job->puts;
             job->puts = 0;
         } else {
             const uint32_t part = channels < KQ_LANE_CHANNELS ? channels : KQ_LANE_CHANNELS;
-            put_part(layer, job->table + 8, first, part, job->to);
+            put_channels(layer->requant, job->table + 8, first, part, job->to);
             job->table += KQ_LANE_TABLE;
             job->to += part;
             first += part;

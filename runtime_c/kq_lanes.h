@@ -68,6 +68,139 @@ KQ_ASSERT_SIZE(kq_lane_job, 48u);
     "add r0, r8\n asrs r1, r0, #31\n ands r0, r1\n add r0, r9\n" \
     "strb r0, [r6, #" place "]\n"
 
+/* KQ_LANE_PUT by SPEC 3.5, rounding twice; at r4 are the multiplier and how far the product is shifted down, at least 1. The product is
+ * kq_scaled_q31's: ASRS by 15 leaves the bit that rounds in the carry, and so does ASRS by the shift of what is made smaller by one below 0.
+ * 33 cycles; r12 is zero_point - lo.
+ */
+#define KQ_LANE_PUT_TWICE(place) \
+    "ldm r4!, {r2, r3}\n" \
+    "sxth r1, r0\n subs r0, r0, r1\n asrs r0, r0, #16\n" \
+    "uxth r5, r2\n lsrs r2, r2, #16\n" \
+    "movs r7, r5\n muls r7, r1, r7\n asrs r7, r7, #16\n" \
+    "muls r5, r0, r5\n adds r5, r5, r7\n" \
+    "muls r1, r2, r1\n adds r5, r5, r1\n" \
+    "muls r0, r2, r0\n lsls r0, r0, #1\n asrs r5, r5, #15\n adcs r0, r5\n" \
+    "asrs r1, r0, #31\n adds r0, r0, r1\n" \
+    "mov r1, r12\n asrs r0, r0, r3\n adcs r0, r1\n" \
+    "asrs r1, r0, #31\n bics r0, r1\n" \
+    "add r0, r8\n asrs r1, r0, #31\n ands r0, r1\n add r0, r9\n" \
+    "strb r0, [r6, #" place "]\n"
+
+#define KQ_LANE_OCTETS(ready, put) \
+    __asm__ volatile( \
+        ".syntax unified\n" \
+        "push {r7}\n" \
+        "mov lr, r0\n" \
+        "1:\n" \
+        "mov r7, lr\n" \
+        "ldm r7!, {r0-r3}\n" \
+        "mov r12, r2\n" \
+        "cmp r3, #36\n" \
+        "bne 3f\n" \
+        "2:\n" \
+        "ldm r0!, {r6, r7}\n" \
+        "ldm r1!, {r2-r5}\n" \
+        "muls r2, r6, r2\n mov r8, r2\n" \
+        "muls r3, r6, r3\n mov r9, r3\n" \
+        "muls r4, r6, r4\n mov r10, r4\n" \
+        "muls r5, r6, r5\n mov r11, r5\n" \
+        KQ_LANE_TAP("r7") \
+        "ldm r0!, {r6, r7}\n" \
+        KQ_LANE_TAP("r6") \
+        KQ_LANE_TAP("r7") \
+        "ldm r0!, {r6, r7}\n" \
+        KQ_LANE_TAP("r6") \
+        KQ_LANE_TAP("r7") \
+        "ldm r0!, {r6, r7}\n" \
+        KQ_LANE_TAP("r6") \
+        KQ_LANE_TAP("r7") \
+        "ldm r0!, {r6}\n" \
+        "ldm r1!, {r2-r5}\n" \
+        "muls r2, r6, r2\n add r2, r8\n" \
+        "muls r3, r6, r3\n add r3, r9\n" \
+        "muls r4, r6, r4\n add r4, r10\n" \
+        "muls r5, r6, r5\n add r5, r11\n" \
+        "stm r0!, {r2-r5}\n" \
+        "cmp r0, r12\n" \
+        "bne 2b\n" \
+        "b 5f\n" \
+        "3:\n" \
+        "movs r2, #0\n" \
+        "mov r8, r2\n mov r9, r2\n mov r10, r2\n mov r11, r2\n" \
+        "mov r2, lr\n" \
+        "ldr r2, [r2, #12]\n" \
+        "adds r2, r2, r0\n" \
+        "mov r12, r2\n" \
+        "4:\n" \
+        "ldm r0!, {r6, r7}\n" \
+        KQ_LANE_TAP("r6") \
+        KQ_LANE_TAP("r7") \
+        "cmp r0, r12\n" \
+        "bne 4b\n" \
+        "mov r2, r8\n mov r3, r9\n mov r4, r10\n mov r5, r11\n" \
+        "stm r0!, {r2-r5}\n" \
+        "mov r2, lr\n" \
+        "ldr r2, [r2, #8]\n" \
+        "cmp r0, r2\n" \
+        "bne 3b\n" \
+        "5:\n" \
+        "mov r7, lr\n" \
+        "str r1, [r7, #4]\n" \
+        "ldr r0, [r7]\n ldr r1, [r7, #8]\n ldr r2, [r7, #12]\n ldr r3, [r7, #16]\n" \
+        "adds r0, r0, r2\n adds r1, r1, r2\n mov r12, r2\n" \
+        "ldm r3!, {r4-r7}\n" \
+        "mov r8, r4\n mov r9, r5\n mov r10, r6\n mov r11, r7\n" \
+        "ldm r3!, {r4-r7}\n" \
+        "6:\n" \
+        KQ_LANE_TOTAL("r8", "r9", "r4", "r5") \
+        KQ_LANE_TOTAL("r10", "r11", "r6", "r7") \
+        "add r0, r12\n" \
+        "cmp r0, r1\n" \
+        "bne 6b\n" \
+        "mov r0, lr\n" \
+        "ldr r1, [r0, #16]\n" \
+        "adds r1, #32\n" \
+        "mov r2, r8\n mov r3, r4\n stm r1!, {r2, r3}\n" \
+        "adds r1, #16\n" \
+        "mov r2, r9\n mov r3, r5\n stm r1!, {r2, r3}\n" \
+        "mov r2, r10\n str r2, [r1, #16]\n str r6, [r1, #20]\n" \
+        "mov r2, r11\n str r2, [r1, #40]\n str r7, [r1, #44]\n" \
+        "ldr r2, [r0, #44]\n" \
+        "cmp r2, #0\n" \
+        "beq 8f\n" \
+        "ldr r6, [r0, #20]\n" \
+        "mov r4, r1\n" \
+        "subs r4, #32\n" \
+        "adds r1, #64\n" \
+        "mov r10, r1\n" \
+        "adds r0, #24\n" \
+        "ldm r0!, {r2, r3, r5, r7}\n" \
+        "mov r8, r2\n mov r9, r3\n" \
+        ready \
+        "7:\n" \
+        "ldm r4!, {r0, r1}\n" \
+        "lsls r2, r1, #16\n subs r0, r0, r2\n" \
+        "mov r11, r1\n" \
+        put("0") \
+        "mov r0, r11\n" \
+        put("1") \
+        "adds r6, #2\n" \
+        "cmp r4, r10\n" \
+        "bne 7b\n" \
+        "mov r7, lr\n" \
+        "str r4, [r7, #16]\n" \
+        "str r6, [r7, #20]\n" \
+        "ldr r0, [r7, #40]\n" \
+        "subs r0, #1\n" \
+        "str r0, [r7, #40]\n" \
+        "beq 8f\n" \
+        "b 1b\n" \
+        "8:\n" \
+        "pop {r7}\n" \
+        : "+r"(at) \
+        : \
+        : "r1", "r2", "r3", "r4", "r5", "r6", "r8", "r9", "r10", "r11", "r12", "lr", "cc", "memory")
+
 /* Convolves a window with `octets` times eight channels, and requantises and stores them if `puts`. For each octet about 90 cycles, a
  * group of nine taps 139 (of n taps 21 + 16 n), its totals 22, a pair of results 49. The last of nine taps adds the other way round, into
  * registers that STM can reach.
@@ -75,119 +208,17 @@ KQ_ASSERT_SIZE(kq_lane_job, 48u);
 static KQ_INLINE void kq_lane_octets(kq_lane_job *job)
 {
     register kq_lane_job *at __asm__("r0") = job;
-    __asm__ volatile(
-        ".syntax unified\n"
-        "push {r7}\n"
-        "mov lr, r0\n"
-        "1:\n"
-        "mov r7, lr\n"
-        "ldm r7!, {r0-r3}\n"
-        "mov r12, r2\n"
-        "cmp r3, #36\n"
-        "bne 3f\n"
-        "2:\n"
-        "ldm r0!, {r6, r7}\n"
-        "ldm r1!, {r2-r5}\n"
-        "muls r2, r6, r2\n mov r8, r2\n"
-        "muls r3, r6, r3\n mov r9, r3\n"
-        "muls r4, r6, r4\n mov r10, r4\n"
-        "muls r5, r6, r5\n mov r11, r5\n"
-        KQ_LANE_TAP("r7")
-        "ldm r0!, {r6, r7}\n"
-        KQ_LANE_TAP("r6")
-        KQ_LANE_TAP("r7")
-        "ldm r0!, {r6, r7}\n"
-        KQ_LANE_TAP("r6")
-        KQ_LANE_TAP("r7")
-        "ldm r0!, {r6, r7}\n"
-        KQ_LANE_TAP("r6")
-        KQ_LANE_TAP("r7")
-        "ldm r0!, {r6}\n"
-        "ldm r1!, {r2-r5}\n"
-        "muls r2, r6, r2\n add r2, r8\n"
-        "muls r3, r6, r3\n add r3, r9\n"
-        "muls r4, r6, r4\n add r4, r10\n"
-        "muls r5, r6, r5\n add r5, r11\n"
-        "stm r0!, {r2-r5}\n"
-        "cmp r0, r12\n"
-        "bne 2b\n"
-        "b 5f\n"
-        "3:\n"
-        "movs r2, #0\n"
-        "mov r8, r2\n mov r9, r2\n mov r10, r2\n mov r11, r2\n"
-        "mov r2, lr\n"
-        "ldr r2, [r2, #12]\n"
-        "adds r2, r2, r0\n"
-        "mov r12, r2\n"
-        "4:\n"
-        "ldm r0!, {r6, r7}\n"
-        KQ_LANE_TAP("r6")
-        KQ_LANE_TAP("r7")
-        "cmp r0, r12\n"
-        "bne 4b\n"
-        "mov r2, r8\n mov r3, r9\n mov r4, r10\n mov r5, r11\n"
-        "stm r0!, {r2-r5}\n"
-        "mov r2, lr\n"
-        "ldr r2, [r2, #8]\n"
-        "cmp r0, r2\n"
-        "bne 3b\n"
-        "5:\n"
-        "mov r7, lr\n"
-        "str r1, [r7, #4]\n"
-        "ldr r0, [r7]\n ldr r1, [r7, #8]\n ldr r2, [r7, #12]\n ldr r3, [r7, #16]\n"
-        "adds r0, r0, r2\n adds r1, r1, r2\n mov r12, r2\n"
-        "ldm r3!, {r4-r7}\n"
-        "mov r8, r4\n mov r9, r5\n mov r10, r6\n mov r11, r7\n"
-        "ldm r3!, {r4-r7}\n"
-        "6:\n"
-        KQ_LANE_TOTAL("r8", "r9", "r4", "r5")
-        KQ_LANE_TOTAL("r10", "r11", "r6", "r7")
-        "add r0, r12\n"
-        "cmp r0, r1\n"
-        "bne 6b\n"
-        "mov r0, lr\n"
-        "ldr r1, [r0, #16]\n"
-        "adds r1, #32\n"
-        "mov r2, r8\n mov r3, r4\n stm r1!, {r2, r3}\n"
-        "adds r1, #16\n"
-        "mov r2, r9\n mov r3, r5\n stm r1!, {r2, r3}\n"
-        "mov r2, r10\n str r2, [r1, #16]\n str r6, [r1, #20]\n"
-        "mov r2, r11\n str r2, [r1, #40]\n str r7, [r1, #44]\n"
-        "ldr r2, [r0, #44]\n"
-        "cmp r2, #0\n"
-        "beq 8f\n"
-        "ldr r6, [r0, #20]\n"
-        "mov r4, r1\n"
-        "subs r4, #32\n"
-        "adds r1, #64\n"
-        "mov r10, r1\n"
-        "adds r0, #24\n"
-        "ldm r0!, {r2, r3, r5, r7}\n"
-        "mov r8, r2\n mov r9, r3\n"
-        "7:\n"
-        "ldm r4!, {r0, r1}\n"
-        "lsls r2, r1, #16\n subs r0, r0, r2\n"
-        "mov r11, r1\n"
-        KQ_LANE_PUT("0")
-        "mov r0, r11\n"
-        KQ_LANE_PUT("1")
-        "adds r6, #2\n"
-        "cmp r4, r10\n"
-        "bne 7b\n"
-        "mov r7, lr\n"
-        "str r4, [r7, #16]\n"
-        "str r6, [r7, #20]\n"
-        "ldr r0, [r7, #40]\n"
-        "subs r0, #1\n"
-        "str r0, [r7, #40]\n"
-        "beq 8f\n"
-        "b 1b\n"
-        "8:\n"
-        "pop {r7}\n"
-        : "+r"(at)
-        :
-        : "r1", "r2", "r3", "r4", "r5", "r6", "r8", "r9", "r10", "r11", "r12", "lr", "cc", "memory");
+    KQ_LANE_OCTETS("", KQ_LANE_PUT);
 }
+
+#if KQ_WITH_TFLITE
+/* kq_lane_octets by SPEC 3.5, rounding twice. */
+static KQ_INLINE void kq_lane_octets_twice(kq_lane_job *job)
+{
+    register kq_lane_job *at __asm__("r0") = job;
+    KQ_LANE_OCTETS("mov r12, r5\n", KQ_LANE_PUT_TWICE);
+}
+#endif
 
 #else
 
@@ -239,15 +270,17 @@ KQGEN_CODE static inline void kq_lane_sums(kq_lane_job *job)
     job->weights = weights;
 }
 
-/* int8 from a total (SPEC 3.2); `rules` are its multiplier and shift. */
-KQGEN_CODE static inline int8_t kq_lane_result(const kq_lane_job *job, uint32_t acc, const uint32_t *rules)
+/* int8 from a total (SPEC 3.2, or 3.5 rounding twice); `rules` are its multiplier and shift. */
+static KQ_INLINE int8_t kq_lane_result(const kq_lane_job *job, uint32_t acc, const uint32_t *rules, uint32_t twice)
 {
-    const int32_t above = kq_scale(acc, rules[0], rules[1], job->acc_shift) + job->above_lo;
+    const int32_t scaled =
+        twice != 0 ? kq_rounded_down(kq_scaled_q31(kq_signed(acc), kq_signed(rules[0])), rules[1]) : kq_scale(acc, rules[0], rules[1], job->acc_shift);
+    const int32_t above = scaled + job->above_lo;
     return (int8_t)(kq_clamped(above, 0, -job->below) + job->below + job->hi);
 }
 
 /* Convolves a window with `octets` times eight channels, and requantises and stores them if `puts`. */
-KQGEN_CODE static inline void kq_lane_octets(kq_lane_job *job)
+static KQ_INLINE void kq_lane_run_octets(kq_lane_job *job, uint32_t twice)
 {
     kq_lane_sums(job);
     kq_lane_totals(job);
@@ -255,8 +288,8 @@ KQGEN_CODE static inline void kq_lane_octets(kq_lane_job *job)
         uint32_t *entry = job->table + 8;
         uint32_t i;
         for (i = 0; i < KQ_LANE_CHANNELS; i += 2u) {
-            job->to[i] = kq_lane_result(job, entry[0] - (entry[1] << 16), entry + 2);
-            job->to[i + 1u] = kq_lane_result(job, entry[1], entry + 4);
+            job->to[i] = kq_lane_result(job, entry[0] - (entry[1] << 16), entry + 2, twice);
+            job->to[i + 1u] = kq_lane_result(job, entry[1], entry + 4, twice);
             entry += 6;
         }
         job->table += KQ_LANE_TABLE;
@@ -269,6 +302,20 @@ KQGEN_CODE static inline void kq_lane_octets(kq_lane_job *job)
         kq_lane_totals(job);
     }
 }
+
+/* As above by SPEC 3.2. */
+KQGEN_CODE static inline void kq_lane_octets(kq_lane_job *job)
+{
+    kq_lane_run_octets(job, 0);
+}
+
+#if KQ_WITH_TFLITE
+/* As above by SPEC 3.5, rounding twice. */
+KQGEN_CODE static inline void kq_lane_octets_twice(kq_lane_job *job)
+{
+    kq_lane_run_octets(job, 1);
+}
+#endif
 
 #endif
 
