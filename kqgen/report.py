@@ -47,7 +47,7 @@ ALIGNMENT_SLACK_BYTES = 64
 """Most bytes a linker may add between the tables of a few layers; more means that the predicted sizes are wrong."""
 
 LAYER_SLACK_BYTES = 6
-"""And between those of many, a layer: up to 3 before its biases, up to 3 before its parameters."""
+"""And between those of many, a layer with weights: up to 3 before its biases, up to 3 before its parameters."""
 
 
 def grouped(value: float | None) -> str:
@@ -100,7 +100,7 @@ class LayerReport:
     Attributes:
         name: what `compare.layer_labels` calls it.
         weight_bits: stored in all, codebooks not counted.
-        flash_bytes: weights, scales, biases and parameters.
+        flash_bytes: weights, scales, biases and parameters; tables that layers share count at the first.
         title, output, weights: the operator, the shape of its output and the kind of its weights as people read them.
     """
 
@@ -207,14 +207,16 @@ def build(plan: Plan, board: Board, measured: Measured | None, dead: Dead | None
     flash, stack = FlashBytes(tables, None, None), None
     if measured is not None:
         slack = measured.tables_bytes - tables
-        if not 0 <= slack <= max(ALIGNMENT_SLACK_BYTES, LAYER_SLACK_BYTES * len(graph.nodes)):
+        convs = sum(isinstance(node, IntConv2d) for node in graph.nodes)
+        if not 0 <= slack <= max(ALIGNMENT_SLACK_BYTES, LAYER_SLACK_BYTES * convs):
             raise InternalError(f"tables of {measured.tables_bytes} bytes were built where {tables} were planned")
         code = measured.code_bytes + slack
         flash, stack = FlashBytes(tables, code, tables + code), measured.stack_bytes
     outputs = sum(graph.tensor(name).size_bytes for name in graph.outputs)
     fixed_ram = plan.arena_bytes + outputs
-    labels = layer_labels(graph)
-    layers = tuple(_layer(node, label, step, graph) for node, label, step in zip(graph.nodes, labels, plan.steps, strict=True))
+    labels, stored = layer_labels(graph), sizes.layer_bytes(graph)
+    rows = zip(graph.nodes, labels, plan.steps, strict=True)
+    layers = tuple(_layer(node, label, step, graph, stored[node.name]) for node, label, step in rows)
     return Report(
         model=graph.name,
         generator=GENERATOR,
@@ -316,7 +318,7 @@ def _stride(stride: Pair, usual: Pair) -> str:
     return f"/{stride[0]}" if stride[0] == stride[1] else f"/{stride[0]}x{stride[1]}"
 
 
-def _layer(node: IntNode, label: str, step: Step, graph: IntGraph) -> LayerReport:
+def _layer(node: IntNode, label: str, step: Step, graph: IntGraph, flash_bytes: int) -> LayerReport:
     out = node.output
     weight_bits, per_weight, index_bits, macs, reason, weights = 0, None, None, 0, step.form_reason, ""
     if isinstance(node, IntConv2d):
@@ -336,7 +338,7 @@ def _layer(node: IntNode, label: str, step: Step, graph: IntGraph) -> LayerRepor
         weight_bits=weight_bits,
         bits_per_weight=per_weight,
         index_bits=index_bits,
-        flash_bytes=sizes.layer_sizes(node).total,
+        flash_bytes=flash_bytes,
         form=step.form,
         reason=reason,
         title=op_title(node),

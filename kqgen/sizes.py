@@ -28,6 +28,7 @@ from kqgen.intgraph import (
     KqWeights,
 )
 from kqgen.plan import Plan
+from kqgen.shared_tables import needs_pad_table, shared_tables
 
 STRUCT_BYTES = {
     "kq_conv2d": 52,
@@ -110,13 +111,8 @@ def struct_name(node: IntNode) -> str:
             raise InternalError(f"layer {node.name}: the runtime has no parameters for {type(node).__name__}")
 
 
-def needs_pad_table(node: IntConv2d) -> bool:
-    """Whether padded positions read different values in different input channels, so that a table must hold them."""
-    return node.padding != (0, 0, 0, 0) and len(set(node.pad_values.tolist())) > 1
-
-
 def layer_sizes(node: IntNode) -> LayerSizes:
-    """Flash bytes of the constants of `node`."""
+    """Flash bytes of the constants of `node`, those that it shares with other layers too."""
     struct = STRUCT_BYTES[struct_name(node)]
     if not isinstance(node, IntConv2d):
         parts = len(node.parts) if isinstance(node, IntAssemble) else 1
@@ -133,15 +129,24 @@ def jobs_bytes(plan: Plan) -> int:
     return STRUCT_BYTES["kq_rows"] * sum(len(stream.jobs) for stream in plan.streams)
 
 
+def layer_bytes(graph: IntGraph) -> dict[str, int]:
+    """Flash bytes of each layer's constants, by name; a table that several layers share counts at the first of them."""
+    found = {node.name: layer_sizes(node).total for node in graph.nodes}
+    for shared in shared_tables(graph):
+        found[shared.layer] -= shared.size_bytes
+    return found
+
+
 def tables_bytes(graph: IntGraph) -> int:
     """Flash bytes of all layers and codebooks of `graph`."""
-    return sum(layer_sizes(node).total for node in graph.nodes) + sum(codebook.packed_bytes for codebook in graph.codebooks)
+    return sum(layer_bytes(graph).values()) + sum(codebook.packed_bytes for codebook in graph.codebooks)
 
 
 def int8_tables_bytes(graph: IntGraph) -> int:
     """What `tables_bytes` would be with every weight in 8 bits."""
     convs = [node for node in graph.nodes if isinstance(node, IntConv2d)]
-    wider = sum(node.weight_count - node.weights.packed_bytes for node in convs)
+    alike = {shared.layer for shared in shared_tables(graph) if shared.field in ("weights", "indices")}
+    wider = sum(node.weight_count - node.weights.packed_bytes for node in convs if node.name not in alike)
     indexed = sum(isinstance(node.weights, KqWeights) for node in convs)
     structs = indexed * (STRUCT_BYTES["kq_conv2d"] - STRUCT_BYTES["kq_conv2d_kq"])
     return tables_bytes(graph) + wider + structs - sum(book.packed_bytes for book in graph.codebooks)

@@ -17,13 +17,14 @@ from kqgen.board import Board
 from kqgen.errors import InternalError
 from kqgen.intgraph import IntConv2d, IntGraph, IntNode, KqWeights, QTensor
 from kqgen.plan import ARENA_ALIGN_BYTES, Plan
-from kqgen.sizes import STRUCT_BYTES, jobs_bytes, layer_sizes, tables_bytes
+from kqgen.shared_tables import shared_tables
+from kqgen.sizes import STRUCT_BYTES, jobs_bytes, layer_bytes, tables_bytes
 from kqgen.views_params import ADDEND
 from kqgen.views_project import ProjectView, project_view
 from kqgen.views_selftest import Golden, SelftestView, selftest_view
 from kqgen.views_steps import ARENA, StepView, bits_per_weight_text, modules_text, op_text, shape_text, step_views, weights_text
 from kqgen.views_stream import UnitView, unit_views
-from kqgen.views_tables import TableGroupView, codebook_table, layer_tables
+from kqgen.views_tables import TableGroupView, codebook_table, layer_tables, without_shared
 from kqgen.views_text import aligned_rows, check_model_name, decimal, distinct, flow, thousands
 
 RUNTIME_VERSION = 1
@@ -158,7 +159,9 @@ def model_view(plan: Plan, board: Board, golden: Golden, meta: Meta, runtime_fil
     macro = graph.name.upper()
     inputs, outputs = buffer_views(graph, [plan.place(tensor.name).offset for tensor in graph.inputs])
     idents, codebooks = _idents(graph)
-    steps = step_views(plan, idents, codebooks, _places(plan, inputs, outputs))
+    shared = _shared_names(graph, idents)
+    made = step_views(plan, idents, codebooks, _places(plan, inputs, outputs))
+    steps = tuple(dataclasses.replace(step, params=_renamed(step.params, shared)) for step in made)
     pointers = ["arena", *(buffer.param for buffer in (*inputs, *outputs))]
     pointer_types = ["const int8_t *"] * len(inputs) + ["int8_t *"] * len(outputs)
     parameters = ["void *arena", *(c_type + param for c_type, param in zip(pointer_types, pointers[1:], strict=True))]
@@ -329,8 +332,9 @@ def _layer_lines(plan: Plan) -> tuple[str, ...]:
     """The header's table of layers: one line a step, codebooks below, and the total."""
     head = ("step", "layer", "operation", "output", "weights", "bits/w", "form", "bytes")
     rows = [head]
+    stored_bytes = layer_bytes(plan.graph)
     for number, node in enumerate(plan.graph.nodes):
-        size = thousands(layer_sizes(node).total)
+        size = thousands(stored_bytes[node.name])
         stored = (weights_text(plan.graph, node), bits_per_weight_text(node))
         rows.append((str(number), node.name, op_text(node), shape_text(node.output), *stored, plan.form_text(number), size))
     for codebook in plan.graph.codebooks:
@@ -348,7 +352,22 @@ def _groups(graph: IntGraph, idents: Mapping[str, str], codebooks: Mapping[str, 
     """All tables: codebooks, then layers in order."""
     books = tuple(codebook_table(codebooks[book.name], book, _users(graph, book.name)) for book in graph.codebooks)
     layers = (layer_tables(graph, idents[node.name], node, modules_text(node)) for node in graph.nodes)
-    return books + tuple(group for group in layers if group is not None)
+    shared = _shared_names(graph, idents)
+    return books + tuple(without_shared(group, shared) for group in layers if group is not None)
+
+
+def _shared_names(graph: IntGraph, idents: Mapping[str, str]) -> dict[str, str]:
+    """C names of tables that are stored with another layer, and the names that they have there."""
+    return {f"{idents[each.layer]}_{each.field}": f"{idents[each.owner]}_{each.field}" for each in shared_tables(graph)}
+
+
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    """The parameters of a layer with other names of tables."""
+    if isinstance(value, str):
+        return names.get(value, value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(value, **{each.name: _renamed(getattr(value, each.name), names) for each in dataclasses.fields(value)})
+    return tuple(_renamed(each, names) for each in value) if isinstance(value, tuple) else value
 
 
 def _users(graph: IntGraph, codebook: str) -> str:

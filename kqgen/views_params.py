@@ -27,7 +27,7 @@ from kqgen.intgraph import (
     Pair,
     QTensor,
 )
-from kqgen.sizes import needs_pad_table
+from kqgen.shared_tables import needs_pad_table
 from kqgen.views_maps import MapParams, map_params
 from kqgen.views_text import int32_literal, within
 
@@ -246,8 +246,8 @@ def _add(node: IntNode, add: IntAdd | Addend) -> AddParams:
 
 def _conv(graph: IntGraph, node: IntConv2d, tiling: tuple[int, int], prefix: str, codebooks: Mapping[str, str]) -> Params:
     tables, (tile, strip) = conv_tables(prefix, node), tiling
-    window = _window(node, node.in_shape, node.kernel, node.stride, node.padding, tile)
-    requant = node.requant
+    seen, requant = geometry(node), node.requant
+    window = _window(node, seen.in_shape, seen.kernel, seen.stride, seen.padding, tile, seen.out_size)
     twice = fixed_tflite.is_rule(requant.acc_shift)
     acc_shift = requant.acc_shift if twice else _fits(node, requant.acc_shift, (0, 15), "acc_shift")
     field = "multiplier_q31" if twice else "multiplier"

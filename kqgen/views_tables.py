@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,6 +75,13 @@ def _conv_tables(graph: IntGraph, prefix: str, node: IntConv2d) -> list[TableVie
         what = f"what padded positions read in each of {node.in_shape[2]} input channels: SPEC 5.1"
         tables.append(_numbers(names.pad_values, "int8_t", 1, node.pad_values, what))
     return tables
+
+
+def without_shared(group: TableGroupView, shared: Mapping[str, str]) -> TableGroupView:
+    """The group without the tables that `shared` names elsewhere, by C name; its heading says where they are."""
+    told = [f"{table.ident}: the same as {shared[table.ident]}" for table in group.tables if table.ident in shared]
+    tables = tuple(table for table in group.tables if table.ident not in shared)
+    return TableGroupView((*group.heading, *(line for text in told for line in comment_lines(text))), tables)
 
 
 def codebook_table(ident: str, codebook: IntCodebook, users: str) -> TableGroupView:

@@ -17,7 +17,7 @@ ORDER = (
     # ground
     "version", "errors", "fixed_tflite", "fixed", "doubling", "unary", "bits", "assets", "blocks",
     # vocabulary
-    "ir", "options", "goal", "intweights", "intgraph", "index_check", "compare", "plan", "board", "sizes",
+    "ir", "options", "goal", "intweights", "intgraph", "index_check", "compare", "plan", "board", "shared_tables", "sizes",
     # stages on the graph
     "frontend_names", "frontend_call", "frontend_axes", "frontend_moves", "frontend_maps", "frontend_arithmetic",
     "frontend_layers",
@@ -40,7 +40,7 @@ ORDER = (
     "check_fields", "check_maps", "graph_check", "tflite_site", "tflite_maps", "tflite_integers", "operators", "store", "fuse",
     "prune_ranges", "prune", "prune_float", "prune_record",
     "conv_shape", "form_portable", "form_packed", "form_dsp", "form_mve", "form_reuse", "form_winograd",
-    "form_depthwise", "forms", "schedule",
+    "form_depthwise", "form_dilated", "forms", "schedule",
     "stream_jobs", "lifetimes", "memory", "reorder", "plan_check", "stream_ways", "stream", "planner",
     # training
     "train_modules", "train_assign", "train_graph", "train_blueprint", "train_integers", "train_model",

@@ -83,8 +83,9 @@ def test_what_int8_would_take_is_what_an_int8_network_takes(plan: Plan) -> None:
         if not isinstance(node, IntConv2d):
             return node
         shape = (node.output.c, *node.kernel, node.in_shape[2])
-        return replace(node, weights=UniformWeights(8, frozen(np.zeros(shape), np.int8)))
+        return replace(node, weights=UniformWeights(8, frozen(rng.integers(-9, 10, shape), np.int8)))
 
+    rng = np.random.default_rng(0)
     wide = replace(plan.graph, nodes=tuple(widened(node) for node in plan.graph.nodes), codebooks=())
     assert build(plan, BOARD, None).int8_tables_bytes == sizes.tables_bytes(wide)
 
