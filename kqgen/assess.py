@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from torch.export import ExportedProgram
+
 from kqgen.deliver import quantised_inputs
 from kqgen.errors import InputError, ToolchainError
 from kqgen.fidelity import LeftOut, Waterfall, waterfall
 from kqgen.firmware import FLOAT_SUFFIX, Network
 from kqgen.floatmodel import as_maps, float_outputs
-from kqgen.frontend import import_exported
+from kqgen.frontend import export_module, import_exported
 from kqgen.fuse import split
+from kqgen.loading import load_model
 from kqgen.net import load
 from kqgen.prune_float import narrowed
 from kqgen.pt2 import load_pt2
@@ -25,7 +28,7 @@ def assess(network: Network, inputs: Path, *, model: Path | None = None, limit: 
     """The fidelity of a network on the first `limit` inputs of an .npz, with accuracy where that holds `labels`.
 
     Args:
-        model: the float model, a .pt2; None takes the one in the network's folder.
+        model: the float model, a .pt2, .onnx or .tflite; None takes the one in the network's folder.
 
     Raises:
         InputError: no float model, another one, inputs or labels that do not fit.
@@ -33,7 +36,7 @@ def assess(network: Network, inputs: Path, *, model: Path | None = None, limit: 
     graph = split(network.graph)
     stored = _float_model(network, model)
     tell("reading the model", 0.0)
-    program = load_pt2(stored)
+    program = _program(stored)
     original = simplify(import_exported(program, graph.name))
     if network.dead is not None:
         original = narrowed(original, network.dead.rests, network.dead.twins)
@@ -63,6 +66,15 @@ def _float_model(network: Network, model: Path | None) -> Path:
             do="--model net.pt2, written by torch.export.save(torch.export.export(net.eval(), (example,)), 'net.pt2')",
         )  # fmt: skip
     return found
+
+
+def _program(path: Path) -> ExportedProgram:
+    """The float model in a file of any kind that compiles."""
+    if path.suffix == FLOAT_SUFFIX:
+        return load_pt2(path)
+    loaded = load_model(str(path))
+    assert loaded.module is not None  # a .pt2 alone is a program
+    return export_module(loaded.module, loaded.example_inputs)
 
 
 def _integer_outputs(network: Network, codes: Tensors, tell: Tell) -> tuple[Tensors, str]:

@@ -17,7 +17,9 @@ from kqgen.report import document
 @click.option(
     "--inputs", required=True, type=click.Path(path_type=Path), metavar="NPZ", help="Inputs, float32 (N, C, H, W), and their labels (N,)."
 )
-@click.option("--model", type=click.Path(path_type=Path), metavar="PT2", help="The float model (default: the one in the folder).")
+@click.option("--model", type=click.Path(path_type=Path), metavar="FILE",
+    help="The float model, .pt2, .onnx or .tflite (default: the one in the folder).",
+)  # fmt: skip
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use only the first N inputs.")
 @click.option(
     "--json", "json_target", type=click.Choice(["-"]), metavar="-", help="Print the JSON instead of writing it into the folder."
