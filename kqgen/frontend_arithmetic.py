@@ -176,6 +176,9 @@ def channel_values(call: Call, value: Value, *arrays: _Float64) -> tuple[Value, 
     """
     value = whole(call, value)
     given = [array[0] if array.ndim == len(value.dims) + 1 and array.shape[0] == 1 else array for array in arrays]
+    first = (value.dims[0], *(1 for _ in value.dims[1:]))
+    if value.order is None and call.builder.shape(value.tensor)[0] == value.dims[0] and all(array.shape == first for array in given):
+        return value, [array.reshape(-1) for array in given]
     try:
         spread = [np.broadcast_to(array, value.dims) for array in given]
     except ValueError:
