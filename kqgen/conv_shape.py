@@ -108,12 +108,41 @@ def round4(size_bytes: int) -> int:
     return -(-size_bytes // 4) * 4
 
 
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """The windows of a layer as the kernel sees them; fields as in `ConvShape`."""
+
+    in_shape: tuple[int, int, int]
+    out_size: Pair
+    kernel: Pair
+    stride: Pair
+    padding: tuple[int, int, int, int]
+    dilation: Pair
+
+
+def geometry(node: IntConv2d) -> Geometry:
+    """The windows of `node`; those of a dilated layer along one line are put as windows of neighbours where the line allows that.
+
+    A line of L positions, its output's length and its padding all multiples of the dilation d, stride 1, is the map (L / d, d) of the same
+    bytes, on which the taps are neighbours in a column.
+    """
+    (h, w, c), out, (step_h, step_w) = node.in_shape, node.output, node.dilation
+    line = 1 if h == out.h == node.kernel[0] == 1 else 0 if w == out.w == node.kernel[1] == 1 else None
+    if line is not None and node.stride == (1, 1) and max(step_h, step_w) > 1:
+        d, before, behind = (step_h, step_w)[line], node.padding[2 * line], node.padding[2 * line + 1]
+        length, made = h * w, out.h * out.w
+        if not any(node.padding[2 - 2 * line : 4 - 2 * line]) and not any(size % d for size in (before, behind, length, made)):
+            padding = (before // d, behind // d, 0, 0)
+            return Geometry((length // d, d, c), (made // d, d), (node.kernel[line], 1), (1, 1), padding, (1, 1))
+    return Geometry(node.in_shape, (out.h, out.w), node.kernel, node.stride, node.padding, node.dilation)
+
+
 def conv_shape(graph: IntGraph, node: IntConv2d, input_aligned: bool) -> ConvShape:
     """The shape of one layer of `graph`; `input_aligned`: its input lies in the arena.
 
     Raises: InternalError when indices and codebook do not belong together.
     """
-    stored = node.weights
+    stored, seen = node.weights, geometry(node)
     indexed = isinstance(stored, KqWeights)
     if isinstance(stored, KqWeights):
         codebook = graph.codebook(stored.codebook)
@@ -127,11 +156,11 @@ def conv_shape(graph: IntGraph, node: IntConv2d, input_aligned: bool) -> ConvSha
         weights, kind, bits, sign, codewords = stored.values, "uniform", stored.bits, False, 0
     sums = np.abs(weights.astype(np.int64)).reshape(len(weights), -1).sum(axis=1)
     return ConvShape(
-        *node.in_shape, node.output.h, node.output.w, node.output.c, node.kernel, node.stride, node.padding,
+        *seen.in_shape, *seen.out_size, node.output.c, seen.kernel, seen.stride, seen.padding,
         kind=kind, bits=bits, sign=sign, codewords=codewords, used_codewords=_used(stored) if indexed else 0.0,
         sums=node.addend is not None, largest_weight=int(np.abs(weights.astype(np.int64)).max()), largest_sum=int(sums.max()),
         pad_table=node.padding != (0, 0, 0, 0) and len(set(node.pad_values.tolist())) > 1, input_aligned=input_aligned,
-        depthwise=node.depthwise, dilation=node.dilation, rule=_rule(node.requant),
+        depthwise=node.depthwise, dilation=seen.dilation, rule=_rule(node.requant),
     )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ CLEAR_CYCLES = 4.0  # 16 weights
 WEIGHT_CYCLES = 9.0  # a uniform weight
 EXPAND_CYCLES = 2.5  # one of 6 or 4 bits besides
 LINE_CYCLES = 7.0  # 16 weights, where the kernel is one row or column
-LINE_CHANNEL_CYCLES = 90.0  # and an output channel
+LINE_CHANNEL_CYCLES = 130.0  # and an output channel
 POSITION_CYCLES = 45.0  # the uniform weights of one position of the kernel
 LAYER_CYCLES = 800.0
 

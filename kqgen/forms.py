@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from kqgen import form_depthwise, form_dsp, form_mve, form_packed, form_portable, form_reuse, form_winograd
+from kqgen import form_depthwise, form_dilated, form_dsp, form_mve, form_packed, form_portable, form_reuse, form_winograd
 from kqgen.board import Core
 from kqgen.conv_shape import Candidate, ConvShape
 from kqgen.plan import Form
@@ -23,7 +23,7 @@ ORDINARY: tuple[Engine, ...] = tuple(map(_ordinary, (
 )))  # fmt: skip
 """One function a family of forms of ordinary convolutions, in order of preference among equals."""
 
-SPECIAL: tuple[Engine, ...] = (form_depthwise.candidates,)
+SPECIAL: tuple[Engine, ...] = (form_depthwise.candidates, form_dilated.candidates)
 """Those of other layers; each offers one function a core and kind of weights."""
 
 ENGINES = (*ORDINARY, *SPECIAL)

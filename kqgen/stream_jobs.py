@@ -77,7 +77,7 @@ def window(graph: IntGraph, node: IntNode) -> Window | None:
     """The rows that a layer reads; None when it cannot be cut into rows."""
     if not isinstance(node, IntConv2d | IntAvgPool | IntMaxPool | IntMeanWindow):
         return None
-    if node.output.h < 2 or (isinstance(node, IntConv2d) and node.dense):
+    if node.output.h < 2 or (isinstance(node, IntConv2d) and (node.dense or node.dilation != (1, 1))):
         return None
     return Window(node.kernel[0], node.stride[0], node.padding[0], graph.tensor(node.inputs[0]).h, node.output.h)
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kqgen import fixed_tflite
+from kqgen.conv_shape import geometry
 from kqgen.errors import InternalError
 from kqgen.index_check import index_misfit
 from kqgen.intgraph import (
@@ -297,11 +298,11 @@ def _slice_pad(node: IntSlicePad, source: QTensor) -> SlicePadParams:
 
 
 def _window(
-    node: IntNode, in_shape: tuple[int, int, int], kernel: Pair, stride: Pair, padding: Padding, tile: int
+    node: IntNode, in_shape: tuple[int, int, int], kernel: Pair, stride: Pair, padding: Padding, tile: int, out_size: Pair | None = None
 ) -> WindowParams:
     return WindowParams(
         *_shape(node, in_shape),
-        *_shape(node, (node.output.h, node.output.w, node.output.c)),
+        *_shape(node, (*(out_size or (node.output.h, node.output.w)), node.output.c)),
         *_bytes(node, *kernel, "kernel"),
         *_bytes(node, *stride, "stride"),
         *_bytes(node, padding[0], padding[2], "padding"),

@@ -66,6 +66,12 @@ void kq_depthwise_decode_dsp_s8(const kq_conv2d_kq *conv, const int8_t *input, i
 void kq_depthwise_mve_s8(const kq_conv2d *conv, const int8_t *input, int8_t *output, void *scratch);
 void kq_depthwise_decode_mve_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
 
+/* Convolution, also depthwise, whose taps lie apart: window.tile is 256 * dilation_h + dilation_w. SPEC 5.14, 6.9. */
+void kq_conv2d_dilated_s8(const kq_conv2d *conv, const int8_t *input, int8_t *output, void *scratch);
+void kq_conv2d_decode_dilated_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
+void kq_depthwise_dilated_s8(const kq_conv2d *conv, const int8_t *input, int8_t *output, void *scratch);
+void kq_depthwise_decode_dilated_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
+
 /* Sum of two maps in their own quantisations. SPEC 5.2. */
 void kq_add_s8(const kq_add *add, const int8_t *a, const int8_t *b, int8_t *output);
 

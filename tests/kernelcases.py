@@ -418,3 +418,25 @@ def depthwise_cases() -> list[ConvCase]:
         x = inputs(rng, (5, 7, 5), kind)
         cases.append(conv_case(rng, f"depthwise saturating words {kind}", x, weights, padding=(1, 1, 1, 1), depthwise=True))
     return cases
+
+
+def dilated_cases() -> list[ConvCase]:
+    """Layers whose taps lie apart, depthwise or not, in all three ways of storing weights."""
+    cases = []
+    kernels, dilations, strides = ((3, 3), (1, 4), (2, 3)), ((2, 2), (1, 3), (4, 2)), ((1, 1), (2, 1))
+    for number, (kernel, dilation, stride, each) in enumerate(product(kernels, dilations, strides, (0, 1, 2))):
+        rng = np.random.default_rng(4000 + number)
+        c_in = (3, 4, 5)[number % 3]
+        span = [(size - 1) * step + 1 for size, step in zip(kernel, dilation, strict=True)]
+        h, w = span[0] + int(rng.integers(0, 5)), span[1] + int(rng.integers(0, 5))
+        padding = ((0, 0, 0, 0), (1, 2, 2, 1), (span[0], 1, 0, 3))[number % 3]
+        c_out, channels = (each * c_in, 1) if each else (5, c_in)
+        kinds = (
+            uniform(rng, c_out, channels, kernel, (8, 6, 4)[number % 3]), indexed(rng, c_out, channels, codebook(rng, 9, kernel), True),
+            additive(rng, c_out, channels, kernel, 6, bool(number % 2)),
+        )  # fmt: skip
+        for weights in kinds[number % 2 :]:
+            label = f"dilated {dilation} {kernel} {h}x{w}x{c_in}->{c_out}, depthwise {each > 0}"
+            x = inputs(rng, (h, w, c_in), "any")
+            cases.append(conv_case(rng, label, x, weights, stride, padding, bool(number % 2), depthwise=each > 0, dilation=dilation))
+    return cases

@@ -26,6 +26,7 @@ from kernelcases import (
     Uniform,
     additive_cases,
     depthwise_cases,
+    dilated_cases,
     expected,
     indexed_cases,
     narrow_cases,
@@ -242,6 +243,8 @@ def ways(case: ConvCase, every: bool = False) -> tuple[Way, ...]:
 
 
 def _twins(case: ConvCase) -> tuple[Way, ...]:
+    if case.dilation != (1, 1):
+        return ()
     if case.depthwise:
         return (Way(f"kq_depthwise_{'' if isinstance(case.weights, Uniform) else 'decode_'}s8_ref", 1, 0, 0),)
     if isinstance(case.weights, Uniform):
@@ -266,7 +269,7 @@ def main(folder: str) -> None:
     """Runs every case in every form and compares; prints how many."""
     kernels = load(Path(folder))
     runs = 0
-    cases = [*uniform_cases(), *indexed_cases(), *narrow_cases(), *additive_cases(), *depthwise_cases()]
+    cases = [*uniform_cases(), *indexed_cases(), *narrow_cases(), *additive_cases(), *depthwise_cases(), *dilated_cases()]
     for case in [*cases, *(summing(case) for case in cases[::4])]:
         wanted = expected(case)
         for way in ways(case):

@@ -1,4 +1,4 @@
-"""Depthwise convolutions give exactly the bytes SPEC.md says, in every engine, in place too."""
+"""Depthwise and dilated convolutions give exactly the bytes SPEC.md says, in every engine, in place too."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import nets
 import numpy as np
 import pytest
 from conftest import require_tool
-from kernelcases import ConvCase, Indexed, Uniform, depthwise_cases, expected, summing
+from kernelcases import ConvCase, Indexed, Uniform, depthwise_cases, dilated_cases, expected, summing
 from kernellib import Kernels, ways
 
 from kqgen import planner
@@ -17,6 +17,7 @@ from kqgen.emit import Meta, emit
 from kqgen.emulate import run_unicorn
 from kqgen.firmware import model_api
 from kqgen.image import build_image
+from kqgen.intgraph import IntGraph
 from kqgen.plan import Optimise, Planning
 from kqgen.toolchain import find_toolchain
 
@@ -77,3 +78,43 @@ def test_a_separable_network_runs_in_place(core: str, optimise: Optimise, tmp_pa
     for tap in run.taps[0]:
         if plan.stream(tap.step) is None:
             assert tap.data == wanted[graph.nodes[tap.step].name][0].tobytes(), graph.nodes[tap.step].name
+
+
+def test_dilated(kernels: Kernels) -> None:
+    cases = dilated_cases()
+    for case in [*cases, *(summing(case) for case in cases[::4])]:
+        found = ways(case, every=True)
+        assert found, case.label
+        for way in found:
+            np.testing.assert_array_equal(kernels.conv(case, way), expected(case), err_msg=f"{way}: {case.label}")
+
+
+def line() -> IntGraph:
+    """Dilated layers along a line: two that are windows of neighbours on a map, two that are not, and one in two dimensions."""
+    net = nets.Builder("line", seed=6)
+    net.input("x", 1, 48, 3)
+    net.codebook("book", 12, (1, 3), True)
+    net.conv("near", 8, (1, 3), dilation=(1, 4), padding=(0, 0, 4, 4))
+    net.conv("causal", 8, (1, 3), dilation=(1, 8), padding=(0, 0, 16, 0), depthwise=True, codebook="book", mixed_pads=True)
+    net.conv("odd", 5, (1, 3), dilation=(1, 5), padding=(0, 0, 5, 5), codebook="book")
+    net.conv("apart", 5, (1, 3), dilation=(1, 2), stride=(1, 2), padding=(0, 0, 2, 1), depthwise=True)
+    net.input("y", 9, 8, 2)
+    net.conv("plane", 4, (3, 3), dilation=(2, 2), padding=(2, 2, 2, 2), source="y")
+    return net.graph(["apart", "plane"])
+
+
+@pytest.mark.parametrize("core", ["m0p", "m4"])
+def test_dilated_layers_along_a_line_are_ordinary_ones_on_a_map(core: str, tmp_path: Path) -> None:
+    require_tool("gcc", "unicorn")
+    graph, board = line(), bench_board(load_core(core))
+    plan = planner.make_plan(graph, board)
+    dilated = [step.node for step in plan.steps if "dilated" in step.function]
+    assert dilated == ["odd", "apart", "plane"]
+    inputs = nets.random_inputs(graph, 1)
+    nets.write(emit(plan, board, nets.make_golden(graph, inputs), Meta("test", "")), tmp_path / "src")
+    image = build_image(tmp_path / "src", model_api(graph), board, find_toolchain("gcc"), tmp_path / "build", tap=True)
+    run = run_unicorn(image, [b"".join(each.tobytes() for each in inputs)])
+    wanted = nets.run_reference(graph, inputs)
+    assert run.taps is not None
+    for tap in run.taps[0]:
+        assert tap.data == wanted[graph.nodes[tap.step].name][0].tobytes(), graph.nodes[tap.step].name
