@@ -53,7 +53,7 @@ void kq_conv2d_winograd2_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_
 void kq_conv2d_winograd4_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
 
 /* Depthwise convolution: output channel o reads input channel o / (c_out / c_in) alone. Where both maps have the same shape, strides
- * are 1 and nothing is added, the output may be the input; not so in the twins. SPEC 5.14, 6.9.
+ * are 1 and nothing is added, the output may be the input; not so in the twins. SPEC 5.17, 6.9.
  */
 void kq_depthwise_s8(const kq_conv2d *conv, const int8_t *input, int8_t *output, void *scratch);
 void kq_depthwise_s8_ref(const kq_conv2d *conv, const int8_t *input, int8_t *output, void *scratch);
@@ -66,7 +66,7 @@ void kq_depthwise_decode_dsp_s8(const kq_conv2d_kq *conv, const int8_t *input, i
 void kq_depthwise_mve_s8(const kq_conv2d *conv, const int8_t *input, int8_t *output, void *scratch);
 void kq_depthwise_decode_mve_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
 
-/* Convolution, also depthwise, whose taps lie apart: window.tile is 256 * dilation_h + dilation_w. SPEC 5.14, 6.9. */
+/* Convolution, also depthwise, whose taps lie apart: window.tile is 256 * dilation_h + dilation_w. SPEC 5.17, 6.9. */
 void kq_conv2d_dilated_s8(const kq_conv2d *conv, const int8_t *input, int8_t *output, void *scratch);
 void kq_conv2d_decode_dilated_s8(const kq_conv2d_kq *conv, const int8_t *input, int8_t *output, void *scratch);
 void kq_depthwise_dilated_s8(const kq_conv2d *conv, const int8_t *input, int8_t *output, void *scratch);

@@ -1,4 +1,4 @@
-/* Depthwise convolution for cores without SIMD, and for all others too (SPEC 5.14, 6.9): two output pixels in a word, one 32-bit multiply
+/* Depthwise convolution for cores without SIMD, and for all others too (SPEC 5.17, 6.9): two output pixels in a word, one 32-bit multiply
  * for both. A word of a plane is x0 + x1 * 2^16 mod 2^32, x1 the value that the second pixel reads where the first reads x0. A product with a
  * weight is S = s0 + s1 * 2^16; as |s0| <= 2^15 - 1, s1 = floor((S + 2^15) / 2^16). So it is for the sum over several taps whose absolute
  * weights sum to at most 255. The sum of all S gives the first pixel once the sum of all s1 is known:

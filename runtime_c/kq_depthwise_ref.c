@@ -1,4 +1,4 @@
-/* Depthwise convolution, the plainest way (SPEC 4, 5.1, 5.14): every tap is looked up on the map, every weight where it is used. */
+/* Depthwise convolution, the plainest way (SPEC 4, 5.1, 5.17): every tap is looked up on the map, every weight where it is used. */
 #include "kq.h"
 #include "kq_bits.h"
 #include "kq_fixed.h"

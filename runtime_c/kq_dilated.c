@@ -1,4 +1,4 @@
-/* Convolution whose taps lie apart (SPEC 5.14, 6.9), in plain C for every core: one output channel after the other, its weights expanded first.
+/* Convolution whose taps lie apart (SPEC 5.17, 6.9), in plain C for every core: one output channel after the other, its weights expanded first.
  * window.tile holds 256 * dilation_h + dilation_w.
  */
 #include "kq.h"
