@@ -35,24 +35,24 @@ def choices(graph: IntGraph, core: Core, asked: Mapping[str, Form], lean: bool =
         InputError: a form given does not suit its layer or this core.
     """
     labels = layer_labels(graph)
-    shapes = [conv_shape(graph, node, input_aligned=True) for node in graph.nodes if isinstance(node, IntConv2d)]
-    engines = forms.leanest(shapes, core) if lean else forms.ENGINES
+    shapes = [conv_shape(graph, node, input_aligned=True) if isinstance(node, IntConv2d) else None for node in graph.nodes]
+    engines = forms.leanest([shape for shape in shapes if shape is not None], core) if lean else forms.ENGINES
     return tuple(
-        _choice(graph, node, core, asked.get(node.name), label, engines) for node, label in zip(graph.nodes, labels, strict=True)
+        _choice(node, shape, core, asked.get(node.name), label, engines)
+        for node, shape, label in zip(graph.nodes, shapes, labels, strict=True)
     )
 
 
 def _choice(
-    graph: IntGraph, node: IntNode, core: Core, asked: Form | None, label: str, engines: Sequence[forms.Engine]
+    node: IntNode, shape: ConvShape | None, core: Core, asked: Form | None, label: str, engines: Sequence[forms.Engine]
 ) -> Choice:
-    if not isinstance(node, IntConv2d):
+    if shape is None:
         if asked is not None:
             raise InputError(
                 f"layer {label} has no weights, so no form to choose", found=f"--form {label}={asked}", wanted="a layer with weights",
                 do="leave this --form out",
             )  # fmt: skip
         return Choice(node, ())
-    shape = conv_shape(graph, node, input_aligned=True)
     found = forms.candidates(shape, core, asked, engines if asked is None else None)
     if not found:
         raise _unsuited(label, shape, core, asked)

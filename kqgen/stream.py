@@ -8,7 +8,7 @@ found, step by step, as long as that makes the arena smaller.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kqgen import memory
@@ -64,16 +64,11 @@ def smallest(graph: IntGraph, core: Core, asked: Mapping[str, Form], choices: Se
         choices: of all steps, when each runs by itself.
         most_cycles: no fewer than the fastest forms take with any amount of scratch.
     """
+    def found(ways: Sequence[Way]) -> list[Found]:
+        return [_smallest(graph, ways, len(choices), streams, most_cycles) for streams in range(MOST_STREAMS + 1)]
+
     source = Ways(graph, core, asked, choices)
-    ways = {(way.first, way.last, way.strips): way for way in (*source.single(), *source.streams())}
-    best: Found | None = None
-    for _ in range(ROUNDS):
-        found = [_smallest(graph, tuple(ways.values()), len(choices), streams, most_cycles) for streams in range(MOST_STREAMS + 1)]
-        before, best = best, min((*found, *([best] if best else [])), key=lambda each: each.rank)
-        if before is not None and best.rank == before.rank:
-            break
-        for way in (way for each in found for way in each.schedule.ways):
-            ways |= {(other.first, other.last, other.strips): other for other in source.near(way)}
+    best = _refined(source, (*source.single(), *source.streams()), found, lambda each: each.rank)
     if best is None:
         raise InternalError("no round of strips was tried")
     return best.plan
@@ -84,21 +79,32 @@ def fastest(graph: IntGraph, core: Core, asked: Mapping[str, Form], choices: Seq
 
     Args: see `smallest`.
     """
-    source = Ways(graph, core, asked, choices)
-    ways = {(way.first, way.last, way.strips): way for way in (*source.single(), *source.streams(arena_bytes))}
-    best: Found | None = None
-    for _ in range(ROUNDS):
-        schedules = [_fastest(tuple(ways.values()), len(choices), streams, arena_bytes) for streams in range(1, MOST_STREAMS + 1)]
-        found = [
+    def found(ways: Sequence[Way]) -> list[Found]:
+        schedules = [_fastest(ways, len(choices), streams, arena_bytes) for streams in range(1, MOST_STREAMS + 1)]
+        return [
             Found(schedule, plan) for schedule in schedules if schedule is not None
             for plan in _plans(graph, schedule, arena_bytes, math.inf) if plan.arena_bytes <= arena_bytes and plan.streams
         ]  # fmt: skip
-        before, best = best, min((*found, *([best] if best else [])), key=lambda each: each.rank[1:], default=None)
+
+    source = Ways(graph, core, asked, choices)
+    best = _refined(source, (*source.single(), *source.streams(arena_bytes)), found, lambda each: each.rank[1:])
+    return None if best is None else best.plan
+
+
+def _refined(
+    source: Ways, start: Sequence[Way], search: Callable[[Sequence[Way]], list[Found]], key: Callable[[Found], tuple[float, ...]]
+) -> Found | None:
+    """The best that `search` finds among the ways of `start`, then with other strips in the streams found, until none is better."""
+    ways = {(way.first, way.last, way.strips): way for way in start}
+    best: Found | None = None
+    for _ in range(ROUNDS):
+        found = search(tuple(ways.values()))
+        before, best = best, min((*found, *([best] if best else [])), key=key, default=None)
         if best is None or (before is not None and best.rank == before.rank):
             break
         for way in (way for each in found for way in each.schedule.ways):
             ways |= {(other.first, other.last, other.strips): other for other in source.near(way)}
-    return None if best is None else best.plan
+    return best
 
 
 def _smallest(graph: IntGraph, ways: Sequence[Way], steps: int, streams: int, most_cycles: float) -> Found:

@@ -13,6 +13,7 @@ from kqgen.board import load_board
 from kqgen.emit import Meta
 from kqgen.errors import InternalError
 from kqgen.intgraph import IntConv2d, IntGraph, IntNode, frozen
+from kqgen.shared_tables import needs_pad_table
 from kqgen.views import model_view
 
 
@@ -46,9 +47,9 @@ def test_prediction_is_the_sum_of_what_is_emitted(graph: IntGraph) -> None:
 def test_pad_table_only_where_padding_reads_different_values() -> None:
     conv = node(nets.residual(), "stem")
     assert isinstance(conv, IntConv2d)
-    assert sizes.needs_pad_table(conv)
-    assert not sizes.needs_pad_table(replace(conv, padding=(0, 0, 0, 0)))
-    assert not sizes.needs_pad_table(replace(conv, pad_values=frozen(np.full(3, 7), np.int8)))
+    assert needs_pad_table(conv)
+    assert not needs_pad_table(replace(conv, padding=(0, 0, 0, 0)))
+    assert not needs_pad_table(replace(conv, pad_values=frozen(np.full(3, 7), np.int8)))
 
 
 def test_unknown_node_is_refused() -> None:
