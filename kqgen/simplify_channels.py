@@ -114,7 +114,7 @@ def _of_slices(graph: Graph, node: Shuffle, runs: Sequence[tuple[int, int]], *, 
     slices = [channels(source, name, node.path, first, count) for name, (first, count) in zip(names, runs, strict=True)]
     if len(slices) == 1:
         return rewrite(graph, swap={node.name: replace(slices[0], name=node.name, value=node.value, pinned=node.pinned)})
-    joint = Concat(node.name, node.path, names, node.shape, 0, woven, value=node.value, pinned=node.pinned)
+    joint = Concat(node.name, node.path, names, node.shape, 0, woven, value=node.value or source.value, pinned=node.pinned)
     return rewrite(graph, swap={node.name: (*slices, joint)})
 
 
@@ -183,7 +183,7 @@ def slice_concat(graph: Graph, node: Node) -> Graph | None:
         part = channels(graph.node(name), node.name, node.path, first - start, last - first)
         return rewrite(graph, swap={node.name: replace(part, value=node.value)})
     if first == start and last == spans[-1][1] + spans[-1][2]:
-        joint = Concat(node.name, node.path, tuple(name for name, _, _ in spans), node.shape, value=node.value)
+        joint = Concat(node.name, node.path, tuple(name for name, _, _ in spans), node.shape, value=node.value or source.value)
         return rewrite(graph, swap={node.name: joint})
     return None
 
