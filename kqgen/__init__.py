@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from kqgen.onnx_import import load_onnx
     from kqgen.options import Codebook
     from kqgen.pipeline import Compiled, compile  # noqa: A004 - what users call it
+    from kqgen.tflite_module import load_tflite
 
 _HOMES = {
     "CapacityError": "errors",
@@ -40,6 +41,7 @@ _HOMES = {
     "compile": "pipeline",
     "load": "net",
     "load_onnx": "onnx_import",
+    "load_tflite": "tflite_module",
 }
 
 __all__ = [
@@ -58,6 +60,7 @@ __all__ = [
     "kq",
     "load",
     "load_onnx",
+    "load_tflite",
 ]
 
 

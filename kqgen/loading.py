@@ -21,7 +21,7 @@ from torch.export import ExportedProgram
 from kqgen.errors import InputError
 from kqgen.onnx_import import load_onnx
 from kqgen.pt2 import load_pt2
-from kqgen.tflite_module import module_from_tflite
+from kqgen.tflite_module import load_tflite
 
 _COUNTERS = ".num_batches_tracked"
 _SHOWN = 4
@@ -60,7 +60,7 @@ def load_model(spec: str, state: Path | None = None) -> LoadedModel:
             )
         return LoadedModel(name=Path(spec).stem, program=load_pt2(Path(spec)))
     if spec.endswith(".tflite"):
-        return _from_file(spec, state, module_from_tflite)
+        return _from_file(spec, state, load_tflite)
     if spec.endswith(".onnx"):
         return _from_file(spec, state, load_onnx)
     source, colon, attribute = spec.partition(":")

@@ -46,18 +46,21 @@ _KEEPS_QUANTISATION = frozenset((
 """Operators that move codes and change none."""
 
 
-def module_from_tflite(path: Path) -> tuple[fx.GraphModule, tuple[torch.Tensor, ...]]:
-    """The network in the file `path` as a module in eval mode, channels first, and zeros for its inputs.
+def load_tflite(path: str | Path) -> tuple[fx.GraphModule, tuple[torch.Tensor, ...]]:
+    """The network in a .tflite file as a module, and example inputs for it: kqgen.compile(*kqgen.load_tflite("net.tflite"), ...).
+
+    The module is an ordinary float32 one (torch.fx.GraphModule) in eval mode, channels first, and may be trained. Its submodules bear the
+    names of the file's layers. Quantised weights become float32, quantisations of other tensors torch.fake_quantize_per_tensor_affine.
 
     Raises:
         InputError: see `tflite_read.read_tflite`; shapes that do not belong together.
         UnsupportedError: operators, or settings of one, that do not compile.
     """
-    return module_of(read_tflite(path))
+    return module_of(read_tflite(Path(path)))
 
 
 def module_of(model: Model) -> tuple[fx.GraphModule, tuple[torch.Tensor, ...]]:
-    """The network `model` as a module; see `module_from_tflite`."""
+    """The network `model` as a module; see `load_tflite`."""
     refuse_unknown(model, HANDLERS, f"of {', '.join(sorted(HANDLERS))}")
     model = _folded(without_ends(model, integers=False))
     net = Net(model, tensor_names(model))

@@ -15,16 +15,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-try:
-    from ai_edge_litert.interpreter import Interpreter
-except ImportError:
-    from tflite_runtime.interpreter import Interpreter
+import kqgen
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from cifar10 import cifar10
 from resnet8.resnet8 import ResNet8
 
-LAYERS = ("stem.1", "b1a.1", "b1b.1", "b2a.1", "b2b.1", "b2s", "b3a.1", "b3b.1", "b3s")
+LAYERS = ("stem.1", "b1a.1", "b1b.1", "b2a.1", "b2b.1", "b2s", "b3a.1", "b3b.1", "b3s", "fc")
 IMAGES = 1000
 
 
@@ -36,16 +33,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data/cifar10"))
     options = parser.parse_args()
     net = ResNet8(40).eval()
-    interpreter = Interpreter(str(options.tflite), experimental_preserve_all_tensors=True)
-    interpreter.allocate_tensors()
-    found = [each for each in interpreter._get_ops_details() if each["op_name"] in ("CONV_2D", "FULLY_CONNECTED")]
-    for name, operator in zip((*LAYERS, "fc"), found, strict=True):
-        layer = net.get_submodule(name)
-        assert isinstance(layer, (nn.Conv2d, nn.Linear))
-        weight = torch.from_numpy(interpreter.get_tensor(operator["inputs"][1]).copy())
-        layer.weight.data = weight.permute(0, 3, 1, 2).contiguous() if weight.dim() == 4 else weight
-        assert layer.bias is not None
-        layer.bias.data = torch.from_numpy(interpreter.get_tensor(operator["inputs"][2]).copy())
+    found = [layer for layer in kqgen.load_tflite(options.tflite)[0].modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    for name, source in zip(LAYERS, found, strict=True):
+        net.get_submodule(name).load_state_dict(source.state_dict())
     norms = [each for each in net.modules() if isinstance(each, nn.BatchNorm2d)]
     for norm in norms:
         torch.nn.init.constant_(norm.running_var, 1 - norm.eps)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from tflitecases import CASES, RELU, SAME, Case, Sketch
 from tflitemodels import Array, Maker, reference
 
 from kqgen.errors import UnsupportedError
-from kqgen.tflite_module import HANDLERS, module_from_tflite
+from kqgen.tflite_module import HANDLERS, load_tflite
 
 TOLERANCE = 1e-5
 
@@ -36,7 +36,7 @@ def last(values: torch.Tensor) -> npt.NDArray[np.float32]:
 
 
 def outputs(path: Path, *inputs: Array) -> list[npt.NDArray[np.float32]]:
-    module, examples = module_from_tflite(path)
+    module, examples = load_tflite(path)
     given = [first(values) for values in inputs]
     assert [each.shape for each in examples] == [each.shape for each in given]
     with torch.no_grad():
@@ -49,7 +49,7 @@ def test_an_operator(case: Case, tmp_path: Path) -> None:
     data = case.bytes(int8=False)
     rng = np.random.default_rng(3)
     path = written(tmp_path, data)
-    module, examples = module_from_tflite(path)
+    module, examples = load_tflite(path)
     del module
     inputs = [rng.normal(0, 1, tuple(each.shape)).astype(np.float32) for each in examples]
     inputs = [np.moveaxis(each, 1, -1) if each.ndim > 2 else each for each in inputs]
@@ -85,7 +85,7 @@ def test_float16_weights_behind_a_dequantize(tmp_path: Path) -> None:
     y = sketch.map(1, 6, 5, 4)
     sketch.add("CONV_2D", [x, whole], [y], padding=SAME, strideH=1, strideW=1, dilationHFactor=1, dilationWFactor=1)
     path = written(tmp_path, sketch.bytes(y))
-    module, _ = module_from_tflite(path)
+    module, _ = load_tflite(path)
     weight = next(module.parameters()).detach().numpy()
     assert np.array_equal(weight, half.astype(np.float32).transpose(0, 3, 1, 2))
 
@@ -123,7 +123,7 @@ def test_a_channels_first_input_stays_so(tmp_path: Path) -> None:
     sketch.add("RELU", [turned], [y])
     back = sketch.map(1, 3, 6, 5)
     sketch.add("TRANSPOSE", [y, sketch.numbers(0, 3, 1, 2)], [back])
-    module, examples = module_from_tflite(written(tmp_path, sketch.bytes(back)))
+    module, examples = load_tflite(written(tmp_path, sketch.bytes(back)))
     assert [tuple(each.shape) for each in examples] == [(1, 3, 6, 5)]
     given = torch.randn(1, 3, 6, 5)
     assert torch.equal(module(given), torch.relu(given))
@@ -131,7 +131,7 @@ def test_a_channels_first_input_stays_so(tmp_path: Path) -> None:
 
 def test_int8_tensors_keep_the_files_quantisation(tmp_path: Path) -> None:
     case = next(case for case in CASES if case.name == "add")
-    module, _ = module_from_tflite(written(tmp_path, case.bytes(int8=True)))
+    module, _ = load_tflite(written(tmp_path, case.bytes(int8=True)))
     pins = [node.args[1:3] for node in module.graph.nodes if node.target is torch.fake_quantize_per_tensor_affine]
     scale = [float(np.float32(each)) for each in (0.05, 0.021, 0.06)]
     assert pins == [(scale[0], -7), (scale[1], 12), (scale[2], 3)]
@@ -142,7 +142,7 @@ def test_uint8_codes_count_as_int8(tmp_path: Path) -> None:
     x = maker.tensor("x", (1, 4), 0.1, 131, dtype="uint8")
     y = maker.tensor("y", (1, 4), 0.1, 128, dtype="uint8")
     maker.operator("RELU", [x], [y])
-    module, _ = module_from_tflite(written(tmp_path, maker.bytes([x], [y])))
+    module, _ = load_tflite(written(tmp_path, maker.bytes([x], [y])))
     zeros = [node.args[2] for node in module.graph.nodes if node.target is torch.fake_quantize_per_tensor_affine]
     assert zeros == [3, 0]
 
@@ -150,7 +150,7 @@ def test_uint8_codes_count_as_int8(tmp_path: Path) -> None:
 def test_a_refusal_names_the_operator(tmp_path: Path) -> None:
     made = next(each for each in CASES if each.name == "average_pool_uneven")
     with pytest.raises(UnsupportedError, match=r"operator 0 \(AVERAGE_POOL_2D, map_2\)") as caught:
-        module_from_tflite(written(tmp_path, made.bytes(int8=False)))
+        load_tflite(written(tmp_path, made.bytes(int8=False)))
     assert "as much padding on either side" in str(caught.value)
 
 
@@ -161,7 +161,7 @@ def test_a_flattened_map_goes_into_dense_layers_alone(tmp_path: Path) -> None:
     sketch.add("RESHAPE", [x, sketch.numbers(1, 60)], [flat], newShape=[1, 60])
     sketch.add("ADD", [flat, other], [y], fusedActivationFunction=RELU)
     with pytest.raises(UnsupportedError, match="before the map is flattened"):
-        module_from_tflite(written(tmp_path, sketch.bytes(y)))
+        load_tflite(written(tmp_path, sketch.bytes(y)))
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_a_flattened_map_goes_into_dense_layers_alone(tmp_path: Path) -> None:
 )
 def test_real_networks(file: str, scale: float) -> None:
     path = require_data(f"mlperf_tiny/{file}.tflite")
-    module, examples = module_from_tflite(path)
+    module, examples = load_tflite(path)
     del module
     shape = tuple(examples[0].shape)
     given = np.random.default_rng(0).uniform(0, scale, (1, *shape[2:], shape[1]) if len(shape) > 2 else shape).astype(np.float32)

@@ -15,7 +15,7 @@ from tflitemodels import Maker
 
 from kqgen.errors import InputError, UnsupportedError
 from kqgen.tflite_integers import integers_of, is_int8
-from kqgen.tflite_module import module_from_tflite, module_of
+from kqgen.tflite_module import load_tflite, module_of
 from kqgen.tflite_names import tensor_names
 from kqgen.tflite_read import Model, read_tflite
 
@@ -233,7 +233,7 @@ def test_all_unsupported_operators_at_once(tmp_path: Path) -> None:
     maker.operator("CUSTOM", [rest[2]], [rest[3]])
     maker.model.operatorCodes[-1].customCode = "FlexErf"
     with pytest.raises(UnsupportedError) as caught:
-        module_from_tflite(written(tmp_path, maker.bytes([x], [rest[3]])))
+        load_tflite(written(tmp_path, maker.bytes([x], [rest[3]])))
     assert "SIN (2 times), custom FlexErf (1 time)" in str(caught.value)
 
 
