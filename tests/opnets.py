@@ -173,6 +173,24 @@ def differences() -> IntGraph:
     return net.graph()
 
 
+def odd_sizes() -> IntGraph:
+    """Products, sums, tables and means of sizes that no word and no vector divides, with clamps and without."""
+    net = Builder("odd_sizes", seed=24)
+    net.input("x", 3, 5, 7)
+    net.input("gate", 1, 1, 7, scale=0.02, zero_point=100)
+    net.max_pool("same", (1, 1))
+    mul(net, "gated", "same", "gate")
+    mul(net, "gated_low", "gated", "gate", lo=-3)
+    net.add("sum", "gated", "gated_low")
+    net.add("low_sum", "gated_low", "sum", lo=-10)
+    mul(net, "square", "sum", "low_sum", lo=-100)
+    subtract(net, "less", "square", "gated")
+    mul(net, "whole", "less", "square")
+    lookup(net, "table")
+    arg_max(net, "best")
+    return net.graph(["table", "best"])
+
+
 def all_nets() -> tuple[IntGraph, ...]:
     """Every network here."""
-    return squeeze_excite(), unet(), differences()
+    return squeeze_excite(), unet(), differences(), odd_sizes()
