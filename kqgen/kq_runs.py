@@ -23,6 +23,10 @@ _BITS_A_WEIGHT = 2.0
 _WIDEST_STEP, _WIDEST_MAP = 255, 65535
 _MATTERING = 8
 """Runs matter when more than one weight in so many could be in one."""
+_WAYS, _LARGE_WAY = ((2, 2), (4, 4), (4, 8), (8, 8)), (8, 16)
+"""Run lengths of layers, and of the largest ones."""
+_LARGE = 1 << 16
+"""Weights of a layer from which runs of 16 have room for enough codewords."""
 
 
 def inputs_of(node: Conv2d) -> int:
@@ -62,14 +66,14 @@ def has_kernels(node: Conv2d) -> bool:
 
 
 def plans(nodes: Sequence[Conv2d]) -> tuple[tuple[Conv2d, ...], ...]:
-    """Ways to cut the layers of a network into runs, for an allocation to choose among: runs of one length, or in its largest layers of
-    twice that. Where runs could matter little, one of them.
+    """Ways to cut the layers of a network into runs, for an allocation to choose among: runs of 2, 4 or 8, or of 4 and in its largest
+    layers of 8; in large networks of 8 and 16 too. Where runs could matter little, one of them.
     """
     open_layers = [node for node in nodes if lengths(node)]
     total, largest = sum(node.weight.size for node in nodes), max((node.weight.size for node in open_layers), default=0)
     if _MATTERING * sum(node.weight.size for node in open_layers) < total:
         return (tuple(_cut_to(node, 4) for node in nodes),)
-    tried = [(run, run * wide) for run in RUNS for wide in (1, 2)]
+    tried = [*_WAYS, *([_LARGE_WAY] if largest >= _LARGE else [])]
     found = [tuple(_cut_to(node, wide if 2 * node.weight.size > largest else run) for node in nodes) for run, wide in tried]
     seen: dict[tuple[int, ...], tuple[Conv2d, ...]] = {}
     for plan in found:

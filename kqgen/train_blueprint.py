@@ -7,7 +7,7 @@ norm or activation takes up at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from kqgen.calibrate import range_roots
 from kqgen.errors import InputError, UnsupportedError
 from kqgen.frontend import export_module, functional, import_functional
 from kqgen.frontend_names import c_identifier, module_path, unique
-from kqgen.ir import ArgMax, Conv2d, Float32, Graph, Input, Node, Softmax, frozen_array
+from kqgen.ir import ArgMax, Concat, Conv2d, Float32, Graph, Input, Interleave, Node, Softmax, frozen_array
 from kqgen.simplify import simplify
 from kqgen.train_graph import is_batch_norm, operator_name
 
@@ -113,10 +113,9 @@ def draw(module: torch.nn.Module | ExportedProgram, example_inputs: Sequence[tor
     exported = module if isinstance(module, ExportedProgram) else _export(module, example_inputs)
     program = functional(exported, name)
     try:
-        graph = simplify(import_functional(program, name))
+        return _of_graph(program, simplify(import_functional(program, name)), name)
     except UnsupportedError as refusal:
         return _of_operators(program, name, refusal)
-    return _of_graph(program, graph, name)
 
 
 def _export(module: torch.nn.Module, example_inputs: Sequence[torch.Tensor]) -> ExportedProgram:
@@ -141,17 +140,21 @@ def _of_graph(program: ExportedProgram, graph: Graph, name: str) -> Blueprint:
         normed = _normed(operators.get(conv.parameter))
         layers.append(TrainedLayer(conv.parameter, conv, conv.dense, 0, normed, factor, input_scale))
     roots = range_roots(graph)
-    points = tuple(
-        Point(node.value, node.name, isinstance(node, Input), _given_range(node)) for node in graph if roots[node.name] == node.name
-    )
-    hidden = [point.tensor for point in points if not point.value]
-    if hidden:
-        raise UnsupportedError(
-            f"cannot train {graph.node(hidden[0]).path or hidden[0]}: it makes a value on the way that no operator of the module makes",
-            wanted="a module whose operators compile one by one", do="write the operator as its parts, or train the rest of the network",
-        )  # fmt: skip
+    own = [node for node in graph if roots[node.name] == node.name]
+    for node in own:
+        if not node.value and not _joins(node, roots):
+            raise UnsupportedError(
+                f"cannot train {node.path or node.name} as integers: the C rounds a value there that no operator of the module makes",
+                wanted="operators that compile one by one", do="compress the network after training, or split the operator into its parts",
+            )  # fmt: skip
+    points = tuple(Point(node.value, node.name, isinstance(node, Input), _given_range(node)) for node in own if node.value)
     whole = {conv.name for conv in convs}
     return Blueprint(program, graph, None, _once(layers), points, tuple(conv.name for conv in every if conv.name not in whole))
+
+
+def _joins(node: Node, roots: Mapping[str, str]) -> bool:
+    """Whether the tensor only gathers values that are rounded before: its range is then theirs."""
+    return isinstance(node, (Concat, Interleave)) and all(roots[name] != node.name for name in node.inputs)
 
 
 def _given_range(node: Node) -> tuple[float, int] | None:

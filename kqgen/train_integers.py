@@ -134,7 +134,22 @@ def _ranges(net: fx.GraphModule, blueprint: Blueprint, graph: Graph) -> Ranges:
     for point in blueprint.points:
         quant = getattr(net, f"{QUANT_PREFIX}{point.value}")
         entries[point.tensor] = TensorRange(point.tensor, float(quant.scale), int(quant.zero_point))
+    for node in graph:
+        if roots[node.name] == node.name and node.name not in entries:
+            entries[node.name] = _joint_range(node, graph, roots, entries)
     return Ranges(tuple(TensorRange(node.name, entries[roots[node.name]].scale, entries[roots[node.name]].zero_point) for node in graph))
+
+
+def _joint_range(node: Node, graph: Graph, roots: Mapping[str, str], entries: Mapping[str, TensorRange]) -> TensorRange:
+    """The range of values that come from several tensors: from the least that one of these can hold to the largest."""
+    parts = [
+        entries[root] if root in entries else _joint_range(graph.node(root), graph, roots, entries)
+        for root in dict.fromkeys(roots[name] for name in node.inputs)
+    ]
+    quant = FakeQuant()
+    lows, highs = ([(end - part.zero_point) * part.scale for part in parts] for end in (-128, 127))
+    quant.set_range(min(lows), max(highs))
+    return TensorRange(node.name, float(quant.scale), int(quant.zero_point))
 
 
 def _books(net: fx.GraphModule, convs: list[Conv2d], names: Mapping[str, str]) -> dict[str, _Book]:

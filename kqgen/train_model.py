@@ -259,11 +259,15 @@ def output_shapes(program: ExportedProgram) -> list[tuple[int, ...]]:
 
 
 def run_integers(graph: IntGraph, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The real values of an integer graph's outputs, each (N, c, h, w) float32 on the CPU, for inputs as PyTorch takes them."""
+    """The real values of an integer graph's outputs, each (N, c, h, w) float32 on the CPU, for inputs as PyTorch takes them; with
+    channels last where PyTorch delivers them so."""
     if len(inputs) != len(graph.inputs):
         raise InputError(f"{graph.name} takes {len(graph.inputs)} inputs", found=str(len(inputs)))
     arrays = [given.detach().float().cpu().numpy() for given in inputs]
     codes = {tensor.name: oracle.input_codes(tensor, array) for tensor, array in zip(graph.inputs, arrays, strict=True)}
     made = oracle.run(graph, codes)
     reals = [oracle.dequantise(graph.tensor(name), made[name]) for name in graph.outputs]
-    return [torch.from_numpy(np.ascontiguousarray(each.transpose(0, 3, 1, 2))) for each in reals]
+    planes = [
+        each if name in graph.channels_last else each.transpose(0, 3, 1, 2) for name, each in zip(graph.outputs, reals, strict=True)
+    ]
+    return [torch.from_numpy(np.ascontiguousarray(each)) for each in planes]

@@ -7,13 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import zoo
 from kqnets import calibrated, changed, conv, weights
 
 from kqgen import ir, oracle
 from kqgen.allocate import Target, allocate
+from kqgen.calibrate import calibrate
 from kqgen.dequantised import dequantised
 from kqgen.errors import InputError
 from kqgen.floatexec import evaluate, run
+from kqgen.frontend import export_module, import_exported
 from kqgen.intgraph import IntConv2d, IntGraph, KqWeights, UniformWeights, frozen
 from kqgen.kq_blocks import reconstruct
 from kqgen.kq_layers import choose, with_runs
@@ -22,8 +25,12 @@ from kqgen.kq_runs import cut, cut_weight, joined_weight, lengths, natural_lengt
 from kqgen.kq_simulate import Fitted
 from kqgen.lower import lower
 from kqgen.options import Codebook, Compression
+from kqgen.pipeline import compress
 from kqgen.planned import planned_bytes
 from kqgen.post_training import fake_quantise, quantise
+from kqgen.samples import Samples
+from kqgen.sensitivity import measure
+from kqgen.simplify import simplify
 
 SIDE = 6
 
@@ -199,3 +206,24 @@ def test_a_run_that_does_not_divide_the_inputs_is_refused() -> None:
     with pytest.raises(InputError, match="6 inputs") as refused:
         choose(ir.Graph("net", (ir.Input("x", "", (), (6, 4, 4)), node), ("p",)), kq(8, runs=(("p", 4),)))
     assert "--run net.p=2" in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["ecg", "mobilenet_v3"])
+def test_whole_networks_are_quantised_and_reconstructed(name: str) -> None:
+    """Sequences, gates, products, tables and concatenations on the way of moments, sensitivities and gradients."""
+    given = zoo.inputs(name, 20)
+    program = export_module(zoo.build(name), [each[:1] for each in given])
+    graph = simplify(import_exported(program, "net"))
+    arrays = tuple(ir.frozen_array(each.reshape(-1, *node.shape).numpy()) for each, node in zip(given, graph.inputs, strict=True))
+    samples = Samples(tuple(node.name for node in graph.inputs), arrays)
+    ranges = calibrate(graph, samples)
+    real = run(graph, next(samples.batches(20)))[graph.outputs[0]].numpy()
+    noise = []
+    for asked in (kq(64), kq(64, reconstruct=3)):
+        integers, _ = compress(graph, samples, asked, ranges=ranges)
+        codes = {tensor.name: oracle.input_codes(tensor, array) for tensor, array in zip(integers.inputs, arrays, strict=True)}
+        found = oracle.dequantise(integers.tensor(graph.outputs[0]), oracle.run(integers, codes)[graph.outputs[0]]).transpose(0, 3, 1, 2)
+        noise.append(np.square(found - real).sum() / np.square(real - real.mean(0)).sum())
+    assert max(noise) < 0.3
+    known = measure(graph, samples, ranges, 0, lambda label, fraction: None)
+    assert all(0 < each.importance < 100 for each in known.values())

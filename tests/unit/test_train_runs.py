@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import zoo
 from torch import nn
 from trainnets import Batches, make, one_thread, outputs_of_c, pixels, plain_loop
 
@@ -157,3 +158,30 @@ def test_fidelity_of_a_network_of_runs() -> None:
     for name in ("deep", "point", "side", "head"):
         assert layers[name].weights.startswith("KQ")
         assert (layers[name].weights_db or 0.0) > 3
+
+
+@pytest.mark.parametrize("name", ["yolo", "shufflenet"])
+def test_whole_networks_train_as_their_integers_compute(name: str) -> None:
+    """Tables, products, concatenations, gates and outputs with channels last: gradients reach all, and eval mode is near the simulation."""
+    module, given = zoo.build(name), zoo.inputs(name, 8)
+    first = [each[:1] for each in given]
+    model = training.prepare(module, example_inputs=first, codebook=Codebook("network", 16), calibration=given[0].numpy())
+    assert model.blueprint.refusal is None
+    optimiser = torch.optim.SGD(model.parameters(), lr=1e-3)
+    model.train()
+    sum(each.square().mean() for each in listed(model(*given))).backward()  # type: ignore[union-attr]
+    optimiser.step()
+    for parameter, tensor in model.named_parameters():
+        assert not tensor.requires_grad or (tensor.grad is not None and bool(tensor.grad.isfinite().all())), parameter
+    model.eval()
+    integers = training.integers(model)
+    with torch.no_grad():
+        pairs = zip(integers.outputs, listed(model(*given)), listed(model.simulate(*given)), strict=True)
+        for output, exact, simulated in pairs:
+            steps = (exact - simulated).abs() / integers.tensor(output).scale
+            assert float(steps.mean()) < 1
+            assert float(steps.max()) <= 4
+
+
+def listed(outputs: Any) -> list[torch.Tensor]:
+    return [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
