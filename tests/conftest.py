@@ -51,6 +51,12 @@ def _missing(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
+def require_that(holds: bool, reason: str) -> None:
+    """Skips (fails in CI) unless a condition of the surroundings holds."""
+    if not holds:
+        _missing(reason)
+
+
 @cache
 def _has(tool: ToolName) -> bool:
     if tool in _MODULES:
