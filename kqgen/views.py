@@ -38,7 +38,7 @@ FUNCTIONS = ("run", "selftest", "tap")
 TABLE_SUFFIXES = ("", "_indices", "_weights", "_bias", "_multiplier", "_shift", "_pad_values", f"_{ADDEND}", "_table", "_exponentials")
 """What may follow a layer's C name: nothing for its struct, else its tables."""
 
-LATER_FIELDS = ("depthwise", "dilation")
+LATER_FIELDS = ("depthwise", "dilation", "channels_last", "channel_step")
 """Fields of the graph that count in its digest only where they say something: they came later than the first digests."""
 
 
