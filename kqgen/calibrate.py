@@ -18,7 +18,7 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
-from kqgen.errors import InternalError
+from kqgen.errors import InputError, InternalError
 from kqgen.floatexec import steps
 from kqgen.ir import (
     Add,
@@ -51,6 +51,7 @@ _SHRINK = np.linspace(0.05, 1.0, 96)
 _PIXEL_REACH = 128
 _PIXEL_TOLERANCE = 1e-3
 _SMALLEST_SPAN = 1e-30
+_WIDEST_SPAN = 1e37
 _SOFTMAX_SCALE = 1 / 256
 _NATURAL = MappingProxyType({"sigmoid": (0.0, 1.0), "hardsigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)})
 """Where the values of a function lie whatever its input: an output of the network may reach what calibration has not seen."""
@@ -119,6 +120,9 @@ def calibrate(graph: Graph, samples: Samples, progress: Progress | None = None) 
     Args:
         samples: calibration images.
         progress: told what is being done and the fraction done, 0..1.
+
+    Raises:
+        InputError: a layer computes numbers beyond float32's range.
 
     Source: the search follows the mean-squared-error range setting of Nagel et al., A White Paper on Neural Network Quantization
     (2021), section 3.1.
@@ -191,6 +195,13 @@ def _extents(graph: Graph, samples: Samples, roots: dict[str, str], tell: Progre
                     scaled = values * _LEVELS
                     fractions = before.fractions and bool((np.abs(scaled - np.rint(scaled)) < _PIXEL_TOLERANCE).all())
                 lo, hi = (float(end) for end in value.aminmax())
+                if not hi - lo < _WIDEST_SPAN:
+                    raise InputError(
+                        f"layer {node.path or node.name} computes numbers beyond float32's range",
+                        found=f"values from {lo:g} to {hi:g} on the calibration images",
+                        wanted=f"a span below {_WIDEST_SPAN:g}",
+                        do="check the weights up to this layer, and the scale of the calibration images",
+                    )
                 found[node.name] = _Extent(min(before.lo, lo), max(before.hi, hi), pixels, fractions)
         done += next(iter(batch.values())).shape[0]
         tell("measuring activations", 0.4 * done / samples.count)

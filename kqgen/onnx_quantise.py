@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from kqgen import onnx_modules as modules
 from kqgen.onnx_site import Site, Tensor, Value
 
+_LEAST, _GREATEST = 1e-20, 1e20
 _WANTED = "one scale and zero point a tensor, int8 or uint8"
 _DO = "quantise activations per tensor in 8 bits (weights may be per channel)"
 
@@ -24,8 +24,8 @@ def _parameters(site: Site) -> tuple[float, int, bool]:
     if zero.dtype not in (np.int8, np.uint8):
         raise site.refuse(f"codes of {zero.dtype}", wanted=_WANTED, do=_DO)
     value = float(scale.reshape(()))
-    if not math.isfinite(value) or value <= 0:
-        raise site.wrong(f"scale {value}", "a scale above 0")
+    if not _LEAST < value < _GREATEST:
+        raise site.wrong(f"scale {value:g}", f"a scale of an activation, between {_LEAST:g} and {_GREATEST:g}")
     return value, int(zero.reshape(())), zero.dtype == np.uint8
 
 

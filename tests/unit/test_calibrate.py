@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from kqgen import ir
 from kqgen.calibrate import Ranges, TensorRange, calibrate, range_roots
-from kqgen.errors import InternalError
+from kqgen.errors import InputError, InternalError
 from kqgen.floatexec import evaluate
 from kqgen.frontend import import_module
 from kqgen.samples import read_samples
@@ -186,6 +186,15 @@ def test_the_result_does_not_depend_on_the_order_of_images() -> None:
 def test_a_range_checks_itself(scale: float, zero_point: int) -> None:
     with pytest.raises(InternalError):
         TensorRange("x", scale, zero_point)
+
+
+def test_numbers_beyond_float_are_refused_with_their_layer() -> None:
+    net = randomise(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)), seed=3)
+    with torch.no_grad():
+        next(net.parameters()).mul_(1e38)
+    graph = simplify(import_module(net, (torch.zeros(1, 3, 8, 8),), "net"))
+    with pytest.raises(InputError, match="layer 0 computes numbers beyond float32's range"):
+        calibrate(graph, read_samples(images(4, 3, 8, 8).numpy(), graph))
 
 
 def test_resnet8_in_int8_loses_less_than_half_a_percent() -> None:

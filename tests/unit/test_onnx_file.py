@@ -276,6 +276,14 @@ def test_a_bad_file_is_refused_with_its_place(tmp_path: Path, name: str) -> None
     assert error.wanted or error.do
 
 
+@pytest.mark.parametrize("scale", [0.0, -1.0, 1e-38, 3e38, np.inf, np.nan])
+def test_scales_that_no_activation_has(tmp_path: Path, scale: float) -> None:
+    nodes = [node("QuantizeLinear", "x s z", "q"), node("DequantizeLinear", "q s z", "y")]
+    error = refusal(model(nodes, {"x": SHAPE}, ["y"], {"s": np.float32(scale), "z": np.uint8(0)}), tmp_path)
+    assert "layer QuantizeLinear_0 (QuantizeLinear) is wrong" in error.what
+    assert "a scale of an activation" in error.wanted
+
+
 @pytest.mark.parametrize("content", [b"", b"\0" * 99, b"not a model at all", b"\xff" * 40, b"PK\x03\x04" + b"\0" * 60])
 def test_files_that_are_no_onnx(tmp_path: Path, content: bytes) -> None:
     assert "is no ONNX file, or damaged" in refusal(content, tmp_path).what
