@@ -1,152 +1,170 @@
-"""Int8 .tflite networks taken over as they are: every byte is that of TFLite's reference kernels, operator by operator, layer by layer."""
+"""Rule `tflite`: operators equal TFLite's reference kernels to the bit: integer reference, C on this computer, C on emulated cores."""
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
+import nets
 import numpy as np
-import numpy.typing as npt
 import pytest
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
-from conftest import require_data, require_tool
-from resnets import cifar10
-from tflitecases import CASES, Case
-from tflitemodels import Array, reference
+from conftest import require_tool
 
-from kqgen import oracle
-from kqgen.board import load_board
-from kqgen.deliver import deliver, drawn_inputs
-from kqgen.errors import UnsupportedError
+from kqgen import forms, memory, plan_check
+from kqgen.board import Core, bench_board, load_board, load_core
+from kqgen.conv_shape import conv_shape
+from kqgen.emit import Meta, emit
+from kqgen.emulate import run_unicorn
+from kqgen.errors import ToolchainError
+from kqgen.firmware import model_api
+from kqgen.graph_check import check
 from kqgen.hostlib import build_library
-from kqgen.intgraph import Int8, IntConv2d, IntGraph
-from kqgen.tflite_ends import without_ends
-from kqgen.tflite_integers import integers_of
-from kqgen.tflite_names import tensor_names
-from kqgen.tflite_read import Model, read_tflite
+from kqgen.image import build_image
+from kqgen.intgraph import Int8, IntConv2d, IntGraph, IntNode
+from kqgen.plan import Plan, Step
+from kqgen.qemu import run_qemu
+from kqgen.toolchain import find_host_compiler, find_toolchain, run_tool
 
-MODELS = (
-    "ad/ad01_int8", "sww/str_ww_ref_model", "kws/kws_ref_model", "ic/pretrainedResnet_quant", "ic/pretrainedResnet_large_int8",
-    "vww/vww_96_int8",
+if TYPE_CHECKING:
+    from tfliteoperators import Case
+
+KINDS = (
+    "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD", "SUB", "MUL", "AVERAGE_POOL_2D", "MAX_POOL_2D", "MEAN", "QUANTIZE", "RELU",
+    "RELU6", "RELU_N1_TO_1", "LOGISTIC", "TANH", "ELU", "HARD_SWISH", "LEAKY_RELU", "PRELU",
 )  # fmt: skip
-LAYER_INPUTS, RANDOM_INPUTS, IMAGES, LARGE_IMAGES, CLIPS = 2, 4, 40, 6, 120
-CLIP_ACCURACY, IMAGE_ACCURACY = 0.902, 0.8697
-"""Of TFLite's own kernels, on all 1000 clips and all 10 000 images."""
+CASES = 12
+LAYERS = 6
+"""Convolutions of each kind that run in every form on every core."""
 
 
-def model_of(folder: Path, data: bytes) -> Model:
-    path = folder / "net.tflite"
-    path.write_bytes(data)
-    return read_tflite(path)
+def operators() -> ModuleType:
+    """The module of cases, which imports ai-edge-litert."""
+    require_tool("litert")
+    return importlib.import_module("tfliteoperators")
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.int8_too], ids=lambda case: case.name)
-def test_an_operator(case: Case, tmp_path: Path) -> None:
-    data = case.bytes(int8=True)
-    model = model_of(tmp_path, data)
-    graph = integers_of(model, "net")
-    rng = np.random.default_rng(11)
-    for _ in range(3):
-        inputs = [rng.integers(-128, 128, model.tensors[number].shape, dtype=np.int8) for number in model.inputs]
-        given = {spec.name: values.reshape(1, spec.h, spec.w, spec.c) for spec, values in zip(graph.inputs, inputs, strict=True)}
-        made = oracle.run(graph, given)
-        for name, wanted in zip(graph.outputs, reference(data, *inputs, kernels=case.kernels), strict=True):
-            assert np.array_equal(made[name].ravel(), wanted.ravel())
-
-
-def interpreter(path: Path) -> Interpreter:
-    made = Interpreter(
-        str(path), experimental_op_resolver_type=OpResolverType.BUILTIN_REF, experimental_preserve_all_tensors=True
+def joined(cases: Sequence[Case]) -> IntGraph:
+    """Operators side by side in one network."""
+    return IntGraph(
+        name="operators",
+        inputs=tuple(source for case in cases for source in case.sources),
+        nodes=tuple(case.node for case in cases),
+        outputs=tuple(case.node.name for case in cases),
+        flattened=frozenset(),
+        codebooks=(),
+        rounding="tflite",
+        compression="int8",
     )
-    made.allocate_tensors()
-    return made
 
 
-def codes(graph: IntGraph, count: int) -> Int8:
-    """Random codes for the network's one input."""
-    return drawn_inputs(graph, count)[0]
+def arrays(cases: Sequence[Case]) -> list[Int8]:
+    return [array for case in cases for array in case.inputs]
 
 
-@pytest.mark.parametrize("file", MODELS)
-def test_every_layer_of_a_real_network(file: str) -> None:
-    path = require_data(f"mlperf_tiny/{file}.tflite")
-    model = read_tflite(path)
-    graph = integers_of(model, "net")
-    inner = without_ends(model, integers=True)
-    names = tensor_names(inner)
-    given = codes(graph, LAYER_INPUTS)
-    made = oracle.run(graph, {graph.inputs[0].name: given})
-    kernels = interpreter(path)
-    compared = 0
-    for number, values in enumerate(given):
-        _run(kernels, values)
-        for operator in inner.operators:
-            name = names[operator.outputs[0]]
-            if name in made:
-                compared += 1
-                assert np.array_equal(made[name][number].ravel(), kernels.get_tensor(operator.outputs[0]).ravel()), name
-    assert compared == LAYER_INPUTS * len(graph.nodes)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_integer_reference_equals_tflite(kind: str) -> None:
+    cases = [operators().KINDS[kind](number) for number in range(CASES)]
+    graph = joined(cases)
+    check(graph)
+    made = nets.run_reference(graph, arrays(cases))
+    for case in cases:
+        assert np.array_equal(made[case.node.name], case.wanted), case.node.name
+    assert sum(len(np.unique(case.wanted)) > 1 for case in cases) > CASES // 2, "most operators must not give one value everywhere"
 
 
-def _run(kernels: Interpreter, values: Array) -> npt.NDArray[np.int8]:
-    """The output for one input."""
-    detail = kernels.get_input_details()[0]
-    kernels.set_tensor(detail["index"], values.reshape(detail["shape"]))
-    kernels.invoke()
-    return np.array(kernels.get_tensor(kernels.get_output_details()[0]["index"]))
+def test_every_operator_is_tested() -> None:
+    assert set(operators().KINDS) == set(KINDS)
 
 
-@pytest.mark.parametrize("file", MODELS)
-def test_the_c_gives_tflites_bytes(file: str, tmp_path: Path) -> None:
-    """The generated C on this computer, dead structure taken out of it, on real inputs where there are any and on random codes."""
+def test_dilated_convolutions() -> None:
+    cases = [operators().convolution(number, depthwise, dilated=True) for number in range(6) for depthwise in (False, True)]
+    made = nets.run_reference(joined(cases), arrays(cases))
+    for case in cases:
+        assert np.array_equal(made[case.node.name], case.wanted), case.node.name
+
+
+def in_every_form(graph: IntGraph, core: Core) -> Plan:
+    """Every layer with weights once for each function that can run it on `core`, with its least and with its most scratch."""
+    nodes: list[IntNode] = []
+    steps: list[Step] = []
+    for node in graph.nodes:
+        if not isinstance(node, IntConv2d):
+            nodes.append(node)
+            steps.append(Step(node.name, "plain", "", 0, 0, 0, 0.0, ""))
+            continue
+        shape = conv_shape(graph, node, input_aligned=True)
+        every = [each for engine in forms.ENGINES for each in engine(shape, forms.engine_core(core))]
+        ways = [sorted((each for each in every if each.function == name), key=lambda each: each.scratch_bytes) for name in
+                sorted({each.function for each in every})]  # fmt: skip
+        for number, way in enumerate(dict.fromkeys(each for some in ways for each in (some[0], some[-1]))):
+            name = f"{node.name}__{number}"
+            nodes.append(replace(node, name=name, output=replace(node.output, name=name)))
+            steps.append(Step(name, way.form, way.function, way.tile, way.strip, way.scratch_bytes, way.cycles, ""))
+    plan = memory.plan(replace(graph, nodes=tuple(nodes), outputs=(nodes[-1].name,)), tuple(steps))
+    plan_check.check(plan)
+    return plan
+
+
+def test_the_c_equals_tflite(tmp_path: Path) -> None:
     require_tool("cc")
-    path = require_data(f"mlperf_tiny/{file}.tflite")
-    graph = integers_of(read_tflite(path), "net")
-    real, labels, accuracy = real_inputs(file, graph)
-    given = np.concatenate([real, codes(graph, RANDOM_INPUTS)])
-    out = tmp_path / "fw"
-    made = deliver(graph, load_board("host"), drawn_inputs(graph), "test", None, out, None, lambda *_: None, False)
-    found = build_library(out, made.plan.graph).run((given,))[0]
-    kernels = interpreter(path)
-    wanted = np.stack([_run(kernels, values).ravel() for values in given])
-    assert np.array_equal(found.reshape(len(given), -1), wanted)
-    if labels is not None:
-        right = float((found.reshape(len(given), -1)[: len(labels)].argmax(axis=1) == labels).mean())
-        assert abs(right - accuracy) < 3 * (accuracy * (1 - accuracy) / len(labels)) ** 0.5
+    cases = [make(number) for make in operators().KINDS.values() for number in range(CASES // 2)]
+    plan = in_every_form(joined(cases), load_core("m4"))
+    golden = nets.make_golden(plan.graph, arrays(cases))
+    folder = nets.write(emit(plan, load_board("host"), golden, Meta("test", "")), tmp_path)
+    layers = build_library(folder, plan.graph, tap=True).run_tapped(arrays(cases))[1]
+    wanted = {case.node.name: case.wanted for case in cases}
+    for step, made in zip(plan.steps, layers, strict=True):
+        assert np.array_equal(made, wanted[step.node.partition("__")[0]]), f"{step.function} tile {step.tile}: {step.node}"
 
 
-def real_inputs(file: str, graph: IntGraph) -> tuple[Int8, Array | None, float]:
-    """Codes of real inputs, their labels where there are any, and the accuracy to expect."""
-    spec = graph.inputs[0]
-    sides = (-1, spec.h, spec.w, spec.c)
-    if file.startswith("ic/"):
-        images, labels = cifar10("test")
-        count = LARGE_IMAGES if "large" in file else IMAGES
-        return (images[:count].astype(np.int16) - 128).astype(np.int8).reshape(sides), labels[:count], IMAGE_ACCURACY
-    if file.startswith("kws/"):
-        clips = np.load(require_data("mlperf_tiny/perf/kws01_1000.npz"))
-        return clips["mfcc_int8"][:CLIPS].reshape(sides), clips["label"][:CLIPS], CLIP_ACCURACY
-    if file.startswith("sww/"):
-        spectra = np.load(require_data("mlperf_tiny/sww/calibration_samples.npz"))["specs"]
-        return oracle.quantise(spec, spectra).reshape(sides), None, 0.0
-    return np.zeros((0, spec.h, spec.w, spec.c), np.int8), None, 0.0
+@pytest.mark.parametrize("core", ["m0p", "m4", "m55"])
+def test_all_forms_agree_on_every_core(core: str, tmp_path: Path) -> None:
+    require_tool("gcc", "qemu" if core == "m55" else "unicorn")
+    made = operators()
+    convs = [made.convolution(number, depthwise) for number in range(LAYERS) for depthwise in (False, True)]
+    others = [made.KINDS[kind](number) for kind in ("ADD", "SUB", "MUL", "AVERAGE_POOL_2D", "MEAN") for number in range(4)]
+    cases = [*convs, *(made.fully_connected(number) for number in range(4)), *others]
+    graph = joined(cases)
+    board = bench_board(load_core(core))
+    plan = in_every_form(graph, load_core(core))
+    inputs = arrays(cases)
+    nets.write(emit(plan, board, nets.make_golden(plan.graph, inputs), Meta("test", "")), tmp_path / "src")
+    image = build_image(tmp_path / "src", model_api(plan.graph), board, find_toolchain("gcc"), tmp_path / "build", tap=True)
+    run = (run_qemu if core == "m55" else run_unicorn)(image, [b"".join(array.tobytes() for array in inputs)])
+    assert run.taps is not None
+    wanted = {case.node.name: case.wanted for case in cases}
+    for step, tap in zip(plan.steps, run.taps[0], strict=True):
+        assert tap.data == wanted[step.node.partition("__")[0]].tobytes(), f"{step.function} tile {step.tile}: {step.node}"
+    assert len({step.function for step in plan.steps}) > 3
 
 
-def test_channels_without_weights_keep_their_code(tmp_path: Path) -> None:
-    """The converter gives them biases of 2^30 and more, which rule `tflite` cannot hold; the same code comes of a small one."""
-    path = require_data("mlperf_tiny/vww/vww_96_int8.tflite")
-    del tmp_path
-    model = read_tflite(path)
-    graph = integers_of(model, "net")
-    biggest = max(int(np.abs(node.requant.bias.astype(np.int64)).max()) for node in graph.nodes if isinstance(node, IntConv2d))
-    stored = max(int(np.abs(tensor.values.astype(np.int64)).max()) for tensor in model.tensors if tensor.values is not None)
-    assert stored >= 2**30 > biggest
+def test_a_runtime_without_the_rule_does_not_link(tmp_path: Path) -> None:
+    """Whoever forgets the define, for the runtime or for all, is told its name."""
+    require_tool("cc")
+    cases = [operators().KINDS["ADD"](1)]
+    graph = joined(cases)
+    tree = emit(nets.make_plan(graph), load_board("host"), nets.make_golden(graph, arrays(cases)), Meta("test", ""))
+    assert "KQ_WITH_TFLITE=1" in tree.files["CMakeLists.txt"]
+    assert "-DKQ_WITH_TFLITE=1" in tree.files["README.md"]
+    folder, compiler = nets.write(tree, tmp_path), find_host_compiler()
+    model = ["operators.c", "operators_tables.c", "operators_selftest.c"]
+    runtime = [f"runtime/{path.name}" for path in sorted((folder / "runtime").glob("*.c"))]
+    define, flags = "-DKQ_WITH_TFLITE=1", ["-std=c11", "-I.", "-Iruntime"]
+    (folder / "main.c").write_text('#include "operators.h"\nstatic _Alignas(8) uint8_t a[OPERATORS_ARENA_BYTES + 8];\n'
+                                   "int main(void) { return (int)operators_selftest(a); }\n", encoding="utf-8")  # fmt: skip
 
+    def build(for_model: list[str], for_runtime: list[str]) -> None:
+        for sources, defines in ((model, for_model), (runtime, for_runtime)):
+            run_tool([*compiler.compiler, *flags, *defines, "-c", *sources], cwd=folder, what="compiling", kind=compiler.kind)
+        objects = sorted(path.name for path in folder.glob("*.o"))
+        run_tool([*compiler.linker, *flags, "main.c", *objects, "-o", "selftest"], cwd=folder, what="linking", kind=compiler.kind)
 
-@pytest.mark.parametrize(
-    ("name", "says"), [("div", "DIV"), ("gelu", "GELU")],
-)  # fmt: skip
-def test_float_networks_have_no_integers(name: str, says: str, tmp_path: Path) -> None:
-    case = next(each for each in CASES if each.name == name)
-    with pytest.raises(UnsupportedError) as caught:
-        integers_of(model_of(tmp_path, case.bytes(int8=False)), "net")
-    assert says in str(caught.value) or "float32" in str(caught.value)
+    build([define], [define])
+    run_tool(["./selftest"], cwd=folder, what="the self-test", kind=compiler.kind)
+    for defines in ([define], []):
+        with pytest.raises(ToolchainError, match="KQ_WITH_TFLITE"):
+            build(defines, [])
