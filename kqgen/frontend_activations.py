@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 from kqgen.frontend_arithmetic import channel_values
-from kqgen.frontend_axes import as_vector, viewed, whole
+from kqgen.frontend_axes import as_map, as_vector, map_shape, viewed, whole
 from kqgen.frontend_call import Call, Operand, Value
 from kqgen.frontend_maps import axes_of, reduction
 from kqgen.ir import ArgMax, Clamp, Float32, Pin, Softmax, Unary, frozen_array
@@ -70,6 +70,8 @@ def softmax(call: Call) -> Operand:
     if len(value.dims) == 1:
         value = as_vector(call, value)
     axis = int(call.number("dim", -1)) % (len(value.dims) + 1)
+    if axis and map_shape(value.dims) is not None and axes_of(call, value, {axis}) is None:
+        value = as_map(call, value)
     if axis == 0 or axes_of(call, value, {axis}) not in ((True, False, False), (False, False, False)):
         raise call.refuse(f"over axis {axis} of {('N', *value.dims)}", wanted="softmax over the channels of a map or vector")
     shape = call.builder.shape(value.tensor)

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kqgen.frontend_arithmetic import channel_values
-from kqgen.frontend_axes import as_map, as_vector, channels_last, covers, viewed
+from kqgen.frontend_axes import as_map, as_vector, channels_last, covers, map_shape, materialise, order_of, viewed
 from kqgen.frontend_call import Call, Constant, Operand, Order, Value
 from kqgen.ir import Conv2d, Linear, Padding, Pair, Shape, SlicePad, Upsample, frozen_array
 
@@ -192,18 +192,22 @@ def _dense(call: Call, value: Value, weight: _Float64, bias_name: str, parameter
 
 def _pointwise(call: Call, value: Value, weight: _Float64, bias: _Float64, parameter: str) -> Value:
     """A fully connected layer at each position of a map whose last axis in PyTorch are the channels."""
-    c, h, w = call.builder.shape(value.tensor)
-    one_position = h * w == 1 and covers(call, value) and value.order is None
-    if not (channels_last(call, value) or one_position) or value.dims[-1] != c:
+    tensor: str | None = value.tensor
+    if not channels_last(call, value):
+        moved = np.moveaxis(order_of(call, value), -1, 0)
+        shape = map_shape(moved.shape)
+        tensor = None if shape is None else materialise(call, value.tensor, moved.reshape(shape))
+    if tensor is None or call.builder.shape(tensor)[0] != value.dims[-1]:
         raise call.refuse(
             f"applied to the last axis of {value.dims}", wanted="a vector (N, n), or channels as the last axis",
             do="torch.flatten(x, 1) before it, or x.transpose(1, -1), so that it goes over channels",
         )  # fmt: skip
-    out = len(weight)
+    out, source = len(weight), (tensor,)
+    _, h, w = call.builder.shape(tensor)
     dims = call.out_dims()
     made = call.emit(
         lambda name: Conv2d(
-            name=name, path=call.path, inputs=(value.tensor,), shape=(out, h, w), weight=frozen_array(weight[:, :, None, None]),
+            name=name, path=call.path, inputs=source, shape=(out, h, w), weight=frozen_array(weight[:, :, None, None]),
             bias=frozen_array(bias), sources=call.sources, parameter=parameter,
         )
     )  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kqgen.frontend_axes import as_map, channels_last, order_of, viewed, whole
+from kqgen.frontend_axes import as_map, channels_last, map_shape, order_of, viewed, whole
 from kqgen.frontend_call import Call, Operand, Order, Value
 from kqgen.ir import NO_PADDING, AvgPool, Concat, Conv2d, MaxPool, Pad, Padding, Pair, Shape, SlicePad, Upsample, frozen_array
 
@@ -160,7 +160,11 @@ def reduction(call: Call) -> _Reduction:
     c, h, w = call.builder.shape(value.tensor)
     rank = len(value.dims) + 1
     axes = {axis % rank for axis in call.ints("dim", 1)}
-    gone = axes_of(call, value, axes) if axes and 0 not in axes else None
+    inner = bool(axes) and 0 not in axes
+    if inner and map_shape(value.dims) is not None and axes_of(call, value, axes) is None:
+        value = as_map(call, value)
+        c, h, w = call.builder.shape(value.tensor)
+    gone = axes_of(call, value, axes) if inner else None
     if gone is None:
         raise call.refuse(
             f"over the axes {sorted(axes)} of (N, {', '.join(map(str, value.dims))})",

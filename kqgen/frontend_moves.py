@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 
-from kqgen.frontend_axes import order_of, settled, viewed
+from kqgen.frontend_axes import as_map, channels_last, map_shape, materialise, order_of, settled, viewed
 from kqgen.frontend_call import Call, Constant, Operand, Order, Value
 
 
@@ -17,6 +17,10 @@ def reshape(call: Call) -> Operand:
     dims = call.out_dims()
     if math.prod(dims) != math.prod(value.dims):
         raise call.refuse(f"output {dims}", wanted="the batch axis first", do="torch.flatten(x, 1) keeps it")
+    if len(dims) == 1 and value.order is not None and not channels_last(call, value):
+        shape = map_shape(value.dims)
+        made = None if shape is None else materialise(call, value.tensor, value.order.reshape(shape))
+        value = value if made is None else Value(made, value.dims)
     return Value(value.tensor, dims, None if value.order is None else value.order.reshape(dims))
 
 
@@ -115,7 +119,7 @@ def pixel_shuffle(call: Call) -> Operand:
     value, factor = call.value("self"), int(call.number("upscale_factor", 1))
     c, h, w = _three(call, value)
     order = order_of(call, value).reshape(c // factor**2, factor, factor, h, w).transpose(0, 3, 1, 4, 2)
-    return viewed(call, value, order.reshape(call.out_dims()))
+    return as_map(call, viewed(call, value, order.reshape(call.out_dims())))
 
 
 def pixel_unshuffle(call: Call) -> Operand:
@@ -123,7 +127,7 @@ def pixel_unshuffle(call: Call) -> Operand:
     value, factor = call.value("self"), int(call.number("downscale_factor", 1))
     c, h, w = _three(call, value)
     order = order_of(call, value).reshape(c, h // factor, factor, w // factor, factor).transpose(0, 2, 4, 1, 3)
-    return viewed(call, value, order.reshape(call.out_dims()))
+    return as_map(call, viewed(call, value, order.reshape(call.out_dims())))
 
 
 def channel_shuffle(call: Call) -> Operand:
@@ -131,7 +135,7 @@ def channel_shuffle(call: Call) -> Operand:
     value, groups = call.value("self"), int(call.number("groups", 1))
     order = order_of(call, value)
     turned = order.reshape(groups, value.dims[0] // groups, -1).swapaxes(0, 1).reshape(value.dims)
-    return viewed(call, value, turned)
+    return as_map(call, viewed(call, value, turned))
 
 
 def expand(call: Call) -> Operand:

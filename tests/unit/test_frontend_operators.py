@@ -44,6 +44,9 @@ CONVOLUTIONS: Makers = {
     "transposed, grouped and dilated": lambda: nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1, groups=2, dilation=2),
     "transposed depthwise": lambda: nn.ConvTranspose2d(6, 6, 2, stride=2, groups=6, bias=False),
     "linear over channels": lambda: Lambda(lambda m, x: m.fc(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).mean((2, 3)), fc=nn.Linear(6, 4)),
+    "linear over shuffled channels": lambda: nn.Sequential(
+        nn.ChannelShuffle(2), Lambda(lambda m, x: F.relu(m.fc(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)), fc=nn.Linear(6, 4))
+    ),
     "flattened rows first": lambda: Lambda(lambda m, x: m.fc(F.relu(x).permute(0, 2, 3, 1).flatten(1)), fc=nn.Linear(720, 4)),
     "last row": lambda: Lambda(lambda m, x: m.fc(x[:, :, -1].flatten(1)), fc=nn.Linear(60, 4)),
     "batch norm alone": lambda: nn.BatchNorm2d(6),
@@ -134,6 +137,13 @@ MAPS: Makers = {
     "upsample by size": lambda: nn.Sequential(conv(), nn.Upsample((20, 24)), nn.LeakyReLU(0.1)),
     "pixel shuffle": lambda: nn.Sequential(conv(6, 8), nn.ReLU(), nn.PixelShuffle(2), conv(2, 3)),
     "pixel shuffle at the end": lambda: nn.Sequential(conv(6, 12), nn.PixelShuffle(2)),
+    "pixel shuffle, softmax, mean, flattened": lambda: nn.Sequential(
+        conv(6, 12), nn.PixelShuffle(2), nn.SiLU(), nn.Softmax(1), nn.Flatten()
+    ),
+    "mean of a pixel shuffle": lambda: Lambda(lambda m, x: F.relu(F.pixel_shuffle(m.conv(x), 2)).mean((2, 3)), conv=conv(6, 12)),
+    "shuffled by views and flattened": lambda: Lambda(
+        lambda m, x: F.relu(x.view(-1, 2, 3, 12, 10).transpose(1, 2)).reshape(-1, 6, 12, 10).flatten(1)
+    ),
     "pixel unshuffle": lambda: nn.Sequential(nn.PixelUnshuffle(2), conv(24, 3)),
     "focus": lambda: Lambda(
         lambda m, x: m.conv(torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]], 1)), conv=conv(24, 3)
