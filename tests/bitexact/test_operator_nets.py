@@ -8,21 +8,30 @@ import nets
 import numpy as np
 import opnets
 import pytest
+import torch
 from conftest import require_tool
+from opmodules import Gated, Joined, Ports
 
 from kqgen import graph_check, plan_check, store
 from kqgen.board import bench_board, load_board, load_core
+from kqgen.calibrate import calibrate
 from kqgen.emit import Meta, emit
 from kqgen.emulate import run_unicorn
 from kqgen.firmware import model_api
+from kqgen.frontend import import_module
 from kqgen.fuse import fuse
 from kqgen.hostlib import build_library
 from kqgen.image import build_image
 from kqgen.intgraph import IntConv2d, IntGraph
+from kqgen.lower import lower
+from kqgen.options import Codebook, Compression
 from kqgen.plan import Optimise, Planning
 from kqgen.planner import make_plan
+from kqgen.post_training import quantise
 from kqgen.qemu import run_qemu
 from kqgen.reorder import reorder
+from kqgen.samples import read_samples
+from kqgen.simplify import simplify
 from kqgen.toolchain import find_toolchain
 
 GRAPHS = [pytest.param(graph, id=graph.name) for graph in opnets.all_nets()]
@@ -41,6 +50,26 @@ def test_every_layer_on_this_computer(graph: IntGraph, optimise: Optimise, tmp_p
     plan = make_plan(ready(graph), None, Planning(optimise))
     plan_check.check(plan)
     inputs = nets.random_inputs(plan.graph, 6)
+    folder = nets.write(emit(plan, load_board("host"), nets.make_golden(plan.graph, inputs), Meta("test", "")), tmp_path)
+    layers = build_library(folder, plan.graph, tap=True).run_tapped(inputs)[1]
+    wanted = nets.run_reference(plan.graph, inputs)
+    for node, found in zip(plan.graph.nodes, layers, strict=True):
+        assert np.array_equal(wanted[node.name], found), node.name
+
+
+@pytest.mark.parametrize("module", [Gated, Joined, Ports])
+def test_networks_of_pytorch_on_this_computer(module: type[torch.nn.Module], tmp_path: Path) -> None:
+    """From the module to C: gates and tables, joined and enlarged maps, sequences with two inputs and outputs."""
+    require_tool("cc")
+    torch.manual_seed(0)
+    shapes = [(2, 32), (2, 32)] if module is Ports else [(3, 12, 8)]
+    given = tuple(torch.randn(16, *shape) for shape in shapes)
+    graph = simplify(import_module(module().eval(), tuple(each[:1] for each in given), "net"))
+    samples, compression = read_samples([given], graph), Compression("kq", Codebook("layer", 32, True))
+    ranges = calibrate(graph, samples)
+    plan = make_plan(ready(lower(graph, ranges, quantise(graph, compression, samples, ranges), "kq")))
+    plan_check.check(plan)
+    inputs = nets.random_inputs(plan.graph, 4)
     folder = nets.write(emit(plan, load_board("host"), nets.make_golden(plan.graph, inputs), Meta("test", "")), tmp_path)
     layers = build_library(folder, plan.graph, tap=True).run_tapped(inputs)[1]
     wanted = nets.run_reference(plan.graph, inputs)
