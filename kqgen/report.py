@@ -46,8 +46,9 @@ IN_TABLES = {"json": False}
 ALIGNMENT_SLACK_BYTES = 64
 """Most bytes a linker may add between the tables of a few layers; more means that the predicted sizes are wrong."""
 
-LAYER_SLACK_BYTES = 6
-"""And between those of many, a layer with weights: up to 3 before its biases, up to 3 before its parameters."""
+LAYER_SLACK_BYTES = 18
+"""And between those of many, a layer with weights: for the M55 arrays are aligned to 8 bytes, so up to 7 before its biases and before its
+parameters, which follow bytes, and 4 before its multipliers, which follow words."""
 
 
 def grouped(value: float | None) -> str:
