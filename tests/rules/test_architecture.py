@@ -29,7 +29,7 @@ ORDER = (
     "tflite_options", "tflite_read", "tflite_names", "tflite_ends", "tflite_window", "tflite_build",
     "tflite_layers", "tflite_module",
     "samples", "pt2_check", "pt2",
-    "onnx_tensor", "onnx_file", "onnx_patterns", "onnx_site", "onnx_modules", "onnx_layers", "onnx_maps",
+    "onnx_tensor", "onnx_file", "onnx_patterns", "onnx_site", "onnx_modules", "onnx_layers", "onnx_maps", "onnx_pools",
     "onnx_quantise", "onnx_table",
     "onnx_import", "loading", "floatmodel",
     "calibrate", "cluster", "cluster_pairs", "kq_uniform", "kq_runs", "kq_layers", "kq_moments", "kq_fit",

@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 from floatnets import images, randomise
+from onnxmodels import model, node, save
 from torch import nn
 
 from kqgen.errors import InputError
@@ -116,7 +117,7 @@ def test_half_precision_weights_become_float32(factories: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("spec", "parts"),
     [
-        ("net.onnx", ["what model", "package.module:factory"]),
+        ("net.h5", ["what model", ".pt2, .onnx or .tflite", "package.module:factory"]),
         ("{m}:", ["what model"]),
         ("{m}:absent", ["has no absent", "plain"]),
         ("{m}:number", ["cannot be called", "int"]),
@@ -125,6 +126,7 @@ def test_half_precision_weights_become_float32(factories: str, tmp_path: Path) -
         ("{m}:leaves", ["failed", "SystemExit"]),
         ("no_such_package.net:plain", ["cannot import no_such_package.net", "ModuleNotFoundError"]),
         ("none.pt2", ["no such file: none.pt2"]),
+        ("none.onnx", ["no such file: none.onnx"]),
     ],
 )
 def test_wrong_models_give_one_clear_error(factories: str, spec: str, parts: list[str]) -> None:
@@ -185,3 +187,13 @@ def test_damaged_or_missing_weights_give_one_clear_error(factories: str, tmp_pat
     (tmp_path / name).write_bytes(b"not weights at all")
     with pytest.raises(InputError, match=r"cannot read|refused"):
         load_model(f"{factories}:plain", tmp_path / name)
+
+
+def test_an_onnx_file(tmp_path: Path) -> None:
+    path = save(model([node("Relu", "image", "y", "act")], {"image": ("N", 3, 8, 8)}, ["y"]), tmp_path / "my-net.onnx")
+    loaded = load_model(str(path))
+    assert loaded.name == "my-net"
+    assert isinstance(loaded.module, nn.Module)
+    assert [tuple(each.shape) for each in loaded.example_inputs] == [(1, 3, 8, 8)]
+    with pytest.raises(InputError, match="brings its weights along"):
+        load_model(str(path), tmp_path / "a.pt")
