@@ -83,6 +83,9 @@ M3 = Costs(
 CORES = {"m0": M0, "m0p": M0, "m3": M3}
 """Cores the engine is written for; by lookup it serves the others too, as plain C."""
 
+TWICE_CYCLES, SLOWLY_CYCLES = 13.0, 180.0
+"""Of a result rounded twice (SPEC 3.5) as octets are stored, beyond one of SPEC 3.2; and of one that goes the general way."""
+
 LARGEST_UNIFORM = 127
 """Absolute weight up to which groups of two taps hold."""
 
@@ -196,7 +199,10 @@ def _octets_cycles(shape: ConvShape, costs: Costs, layout: Layout) -> float:
     channels = shape.c_out - CHANNELS * whole
     single = -(-channels // CHANNELS)
     rest = single * costs.single + channels * (costs.sum_channel if shape.sums else costs.channel)
-    return (whole + single) * layout.groups * group + whole * costs.octet + rest
+    sums = (whole + single) * layout.groups * group
+    if shape.rule == "slowly":
+        return sums + (whole + single) * costs.single + shape.c_out * SLOWLY_CYCLES
+    return sums + whole * (costs.octet + (CHANNELS * TWICE_CYCLES if shape.rule == "twice" else 0.0)) + rest
 
 
 def _inside(shape: ConvShape) -> int:
