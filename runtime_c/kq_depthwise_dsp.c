@@ -157,8 +157,11 @@ KQGEN_CODE static KQ_NOINLINE void dsp_widen_kernel(const dsp_planes *planes, co
             uint32_t column = 0u - late;
             uint32_t left;
             for (left = planes->row_taps; left != 0; --left) {
-                const uint32_t low = column < window->k_w ? (uint32_t)from[column] : 0;
-                const uint32_t high = column + 1u < window->k_w ? (uint32_t)from[column + 1u] : 0;
+                const uint32_t is_low = column < window->k_w;
+                const uint32_t is_high = column + 1u < window->k_w;
+                /* Loads that always happen: emulators that watch reads lose the condition of others. */
+                const uint32_t low = (uint32_t)from[is_low ? column : 0u] & (0u - is_low);
+                const uint32_t high = (uint32_t)from[is_high ? column + 1u : 0u] & (0u - is_high);
                 *to = kq_low_halves(low, high);
                 ++to;
                 column += 2u;
