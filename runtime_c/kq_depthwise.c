@@ -333,28 +333,33 @@ KQGEN_CODE static KQ_NOINLINE void convolve_plane(const lane_planes *planes, uin
     }
 }
 
-/* All channels, one after the other. */
-KQGEN_CODE static KQ_NOINLINE void convolve(const depthwise_layer *layer, const int8_t *input, int8_t *output, void *scratch)
+/* Divides the scratch, and chooses how pixels are paired and by which loop. */
+KQGEN_CODE static KQ_NOINLINE void prepare(lane_planes *planes, const depthwise_layer *layer, void *scratch)
 {
     const kq_window *window = layer->window;
     const kq_requant *requant = layer->requant;
+    planes->layer = layer;
+    planes->plane = scratch;
+    planes->weights = planes->plane + layer->rows * layer->columns;
+    planes->room = (int8_t *)(planes->weights + layer->taps);
+    /* The way with fewer words of which one half is wasted. */
+    planes->upright = (window->h_out & 1u) * (uint32_t)window->w_out <= (window->w_out & 1u) * (uint32_t)window->h_out;
+    planes->apart = planes->upright != 0 ? window->stride_h * layer->columns : window->stride_w;
+    planes->nines = LANE_NINES != 0 && window->k_h == 3 && window->k_w == 3 && requant->sum == NULL
+        && !kq_rounds_as_tflite(requant->acc_shift);
+}
+
+/* All channels, one after the other. */
+KQGEN_CODE static KQ_NOINLINE void convolve(const depthwise_layer *layer, const int8_t *input, int8_t *output, void *scratch)
+{
     lane_planes planes;
     uint32_t o = 0;
     uint32_t channel;
-    planes.layer = layer;
-    planes.plane = scratch;
-    planes.weights = planes.plane + layer->rows * layer->columns;
-    planes.room = (int8_t *)(planes.weights + layer->taps);
-    /* The way with fewer words of which one half is wasted. */
-    planes.upright = (window->h_out & 1u) * (uint32_t)window->w_out <= (window->w_out & 1u) * (uint32_t)window->h_out;
-    planes.apart = planes.upright != 0 ? window->stride_h * layer->columns : window->stride_w;
-    for (channel = 0; channel < window->c_in; ++channel) {
+    prepare(&planes, layer, scratch);
+    for (channel = 0; channel < layer->window->c_in; ++channel) {
         uint32_t left;
         lay_plane(&planes, input, channel);
         for (left = layer->each; left != 0; --left) {
-            const int twice = requant->acc_shift == KQ_ROUND_TWICE && requant->shift[o] >= 32u;
-            const int served = twice || !kq_rounds_as_tflite(requant->acc_shift);
-            planes.nines = LANE_NINES != 0 && window->k_h == 3 && window->k_w == 3 && requant->sum == NULL && served;
             convolve_plane(&planes, o, output + o);
             ++o;
         }
