@@ -4,13 +4,15 @@
 
 The state is MLPerf Tiny's network (converted from its Keras file), the .npz its 1000 labelled clips of Speech Commands: `mfcc_int8`, int8
 (1000, 49, 10) in steps of 0.5847029 from 83, and `label`. 100 clips, drawn by --seed, calibrate; accuracy is that of the other 900. Bits a
-weight are those of all tables over the weights of all convolutions and the fully connected layer. --bits 8 is plain int8.
+weight are those of all tables over the weights of all convolutions and the fully connected layer. --bits 8 is plain int8; 3.0 has a
+recipe, other sizes are allocated.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,13 @@ from kqgen.intgraph import IntGraph
 SCALE, ZERO_POINT = 0.5847029, 83
 CALIBRATION_CLIPS = 100
 DEPTH, WIDTH = 4, 64
+AT_3_BITS: dict[str, Any] = {
+    "codebook": kqgen.Codebook("network", 192),
+    "runs": [(f"f.{number}.1", 4) for number in (4, 8, 12, 16)],
+    "keep": [*((f"f.{number}.1", 4) for number in (0, 2, 6, 10, 14)), ("fc", 6)],
+    "reconstruct": 150,
+}
+"""The 1x1 layers in runs of 4, one codebook for all; the first layer and the depthwise ones in 4 bits, the last in 6."""
 
 
 def _layer(c_in: int, kernel: tuple[int, int], *, stride: int = 1, padding: tuple[int, int, int, int], groups: int = 1) -> list[nn.Module]:
@@ -89,7 +98,8 @@ def main() -> None:
     mfcc, words = clips(options.clips)
     order = np.random.default_rng(options.seed).permutation(len(mfcc))
     calibration, judged = order[:CALIBRATION_CLIPS], order[CALIBRATION_CLIPS:]
-    size = {"weights": "int8"} if options.bits >= 8 else {"target_bytes": int(options.bits * weights_of(net) / 8)}
+    size: dict[str, Any] = {"weights": "int8"} if options.bits >= 8 else {"target_bytes": int(options.bits * weights_of(net) / 8)}
+    size = AT_3_BITS if options.bits == 3 else size
     made = kqgen.compile(
         net, (torch.zeros(1, 1, 49, 10),), calibration=mfcc[calibration], board=options.board, name="dscnn", out=options.out, **size
     )
