@@ -61,7 +61,7 @@ KQGEN_CODE void kq_rescaled_add_s8(const kq_rescaled_add *add, const int8_t *a, 
             const uint32_t scaled_a = (uint32_t)on_common_scale(a[i] - zero_point_a, &scale_a);
             const uint32_t scaled_b = (uint32_t)on_common_scale(b[i] - zero_point_b, &scale_b);
             const int32_t total = kq_signed(scaled_a + ((scaled_b ^ flip) - flip));
-            const int32_t scaled = rounded(kq_product_q31(total, multiplier, 0x4000u), scale.right, scale.half, scale.away);
+            const int32_t scaled = rounded(kq_scaled_q31(total, multiplier), scale.right, scale.half, scale.away);
             output[i] = (int8_t)kq_clamped(scaled + zero_point, lo, hi);
         }
         a += count_b;
