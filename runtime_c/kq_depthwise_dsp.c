@@ -3,7 +3,7 @@
  */
 #include "kq.h"
 #include "kq_depthwise.h"
-#include "kq_depthwise_nines.h"
+#include "kq_depthwise_dsp_nines.h"
 #include "kq_dsp.h"
 
 #define DSP_FOUR 4u
