@@ -93,6 +93,19 @@ def test_objects_need_nothing_from_outside(tmp_path: Path, core: Core, kind: Lit
     assert all(part.section_bytes(".data") == part.section_bytes(".bss") == 0 for part in objects)
 
 
+def test_the_rule_of_tflite_needs_nothing_from_outside(tmp_path: Path) -> None:
+    """Its 64-bit products are no calls of the compiler's helpers on a core without a long multiplication."""
+    require_tool("gcc")
+    toolchain, core = find_toolchain("gcc"), next(core for core in ARM_CORES if core.name == "m0p")
+    argv = [*toolchain.compiler, *compile_flags("gcc", core), *STRICT_FLAGS, "-DKQ_WITH_TFLITE=1", "-c", *map(str, SOURCES)]
+    run_tool(argv, cwd=tmp_path, what="compiling the runtime with the rule", kind="gcc")
+    objects = [read_elf(path) for path in sorted(tmp_path.glob("*.o"))]
+    defined = {symbol.name for part in objects for symbol in part.symbols if symbol.is_global}
+    assert {"kq_scale_tflite", "kq_built_with_KQ_WITH_TFLITE"} <= defined
+    assert {name for part in objects for name in part.undefined} - defined <= ALLOWED
+    assert all(part.section_bytes(".data") == part.section_bytes(".bss") == 0 for part in objects)
+
+
 @pytest.mark.parametrize("core", [core for core in ARM_CORES if core.name in ("m0p", "m3", "m4")], ids=lambda core: core.name)
 def test_r7_may_be_the_frame_pointer(tmp_path: Path, core: Core) -> None:
     """Assembly takes r7 without the compiler's knowledge: a build that keeps frame pointers there accepts it."""
