@@ -2,7 +2,7 @@
 
     kqgen compile examples.mlperf_tiny:dscnn --state dscnn_kws.pt --calibration clips.npz --board nucleo-f446re --out firmware/
 
-`python examples/zoo.py` runs them all.
+`python examples/model_zoo.py` runs them all.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The model zoo: one command a network, run for three cores, and the table of the README.
 
-    python examples/zoo.py --data DATA                 every network; writes docs/zoo.json
-    python examples/zoo.py --data DATA dscnn-int8      one of them; its row alone is written anew
-    python examples/zoo.py --list                      the commands
+    python examples/model_zoo.py --data DATA                 every network; writes docs/zoo.json
+    python examples/model_zoo.py --data DATA dscnn-int8      one of them; its row alone is written anew
+    python examples/model_zoo.py --list                      the commands
 
 DATA holds the files that the commands name: of github.com/mlcommons/tiny the .tflite files under benchmark/training/*/trained_models,
 their weights as PyTorch state files, the keyword clips as features (kws01_1000.npz), of Arm's ML-KWS-for-MCU the DS-CNN-S.
