@@ -165,7 +165,8 @@ def _binary(step: Step, function: Callable[..., torch.Tensor]) -> None:
 
 def exchanged(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """The function with its operands exchanged, for a number on the left."""
-    return {torch.add: torch.add, torch.mul: torch.mul, torch.sub: torch.rsub, torch.div: _divided}[function]
+    others: dict[Callable[..., torch.Tensor], Callable[..., torch.Tensor]] = {torch.sub: torch.rsub, torch.div: _divided}
+    return others.get(function, function)
 
 
 def _divided(value: torch.Tensor, number: float) -> torch.Tensor:

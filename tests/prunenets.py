@@ -87,10 +87,10 @@ class Drawn:
             stored = KqWeights("book", 4, frozen(codes, np.int16), frozen(rng.random(codes.shape) < 0.5, np.bool_))
             weights = effective_kernels(stored, BOOK)
         else:
-            weights = rng.integers(-40, 41, (c_out, *kernel, reads))
-            weights[rng.random(c_out) < dead / 2] = 0
-            weights[..., rng.random(reads) < dead] = 0
-            weights = frozen(weights, np.int8)
+            drawn = rng.integers(-40, 41, (c_out, *kernel, reads))
+            drawn[rng.random(c_out) < dead / 2] = 0
+            drawn[..., rng.random(reads) < dead] = 0
+            weights = frozen(drawn, np.int8)
             stored = UniformWeights(8, weights)
         zero = given.zero_point
         pads = rng.integers(-128, 128, in_shape[2]) if mixed else np.full(in_shape[2], zero)

@@ -45,8 +45,8 @@ class Sketch:
     def weights(self, *shape: int, axis: int = 0, channels: bool = True) -> tuple[int, Array]:
         """Weights, and the scale of each channel."""
         if not self.int8:
-            values = self.rng.normal(0, 0.3, shape)
-            return self.maker.tensor(self._name("weights"), shape, values=values, dtype="float32"), np.ones(shape[axis])
+            real = self.rng.normal(0, 0.3, shape)
+            return self.maker.tensor(self._name("weights"), shape, values=real, dtype="float32"), np.ones(shape[axis])
         count = shape[axis] if channels else 1
         scale = self.rng.uniform(0.002, 0.02, count).astype(np.float32)
         values = self.rng.integers(-127, 128, shape)

@@ -35,7 +35,7 @@ class Maker:
         self.model.subgraphs = [self.graph]
 
     def tensor(
-        self, name: str, shape: Sequence[int], scale: float | Sequence[float] | Array = (), zero_point: int | Sequence[int] = 0,
+        self, name: str, shape: Sequence[int], scale: float | Sequence[float] | Array = (), zero_point: int | Sequence[int] | Array = 0,
         values: Array | None = None, dtype: str = "int8", axis: int = 0,
     ) -> int:  # fmt: skip
         """A tensor, quantised where `scale` is given (several: along `axis`), constant where `values` are."""

@@ -42,7 +42,8 @@ class SqueezeExcite(nn.Module):
         self.down, self.up, self.gate = nn.Conv2d(c, max(4, c // 4), 1), nn.Conv2d(max(4, c // 4), c, 1), gate()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * self.gate(self.up(F.relu(self.down(F.adaptive_avg_pool2d(x, 1)))))
+        made: torch.Tensor = x * self.gate(self.up(F.relu(self.down(F.adaptive_avg_pool2d(x, 1)))))
+        return made
 
 
 class InvertedResidual(nn.Module):
@@ -53,7 +54,7 @@ class InvertedResidual(nn.Module):
     ) -> None:
         super().__init__()
         hidden = c_in * expand
-        layers = [conv_bn(c_in, hidden, 1, act=act)] if expand > 1 else []
+        layers: list[nn.Module] = [conv_bn(c_in, hidden, 1, act=act)] if expand > 1 else []
         layers.append(conv_bn(hidden, hidden, kernel, stride, hidden, act))
         layers += [SqueezeExcite(hidden, gate)] if gate is not None else []
         self.body = nn.Sequential(*layers, conv_bn(hidden, c_out, 1, act=None))
@@ -97,13 +98,13 @@ class UNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.down = nn.ModuleList([self.double(1, 8), self.double(8, 16), self.double(16, 24)])
+        self.down = nn.ModuleList([self.pair(1, 8), self.pair(8, 16), self.pair(16, 24)])
         self.grow = nn.ModuleList([nn.ConvTranspose2d(24, 16, 2, stride=2), nn.Upsample(scale_factor=2)])
-        self.up = nn.ModuleList([self.double(32, 16), self.double(24, 8)])
+        self.up = nn.ModuleList([self.pair(32, 16), self.pair(24, 8)])
         self.head = nn.Conv2d(8, 2, 1)
 
     @staticmethod
-    def double(c_in: int, c_out: int) -> nn.Module:
+    def pair(c_in: int, c_out: int) -> nn.Module:
         """Two convolutions."""
         return nn.Sequential(conv_bn(c_in, c_out, 3, act=nn.ReLU), conv_bn(c_out, c_out, 3, act=nn.ReLU))
 

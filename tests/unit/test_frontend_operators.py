@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -226,7 +227,7 @@ def test_hardsigmoid_of_a_convolution_is_its_clamp() -> None:
     assert (len(simple.nodes), made.lo, made.hi) == (2, 0.0, 1.0)
 
 
-def quantised(m: Lambda, x: torch.Tensor) -> torch.Tensor:
+def quantised(m: Any, x: torch.Tensor) -> torch.Tensor:
     x = torch.fake_quantize_per_tensor_affine(x, 1 / 64, 3, -128, 127)
     y = torch.fake_quantize_per_tensor_affine(F.relu(m.conv(x)), 1 / 32, 0, 0, 255)
     pooled = torch.fake_quantize_per_tensor_affine(F.max_pool2d(y, 2).flatten(1), 1 / 32, 0, 0, 255)
@@ -244,8 +245,8 @@ def test_quantisations_of_the_model_become_those_of_tensors(lowered: bool) -> No
 
 
 def test_another_quantisation_of_a_tensor_that_others_read_is_a_node() -> None:
-    def forward(m: Lambda, x: torch.Tensor) -> torch.Tensor:
-        y = m.conv(x)
+    def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = m.conv(x)
         return torch.fake_quantize_per_tensor_affine(y, 0.5, 0, -128, 127) + y
 
     graph = simplify(import_module(randomise(Lambda(forward, conv=conv())), [images(*MAP)], "net"))
@@ -261,12 +262,12 @@ def test_random_networks_of_random_operators() -> None:
         for _ in range(6):
             wider = int(generator.integers(1, 4)) * 2
             choice: list[Callable[[], nn.Module]] = [
-                lambda c=c, n=wider: nn.Conv2d(c, n, int(generator.integers(1, 4)), padding=1),
-                lambda c=c: nn.Conv2d(c, c, 3, padding=1, groups=c),
-                lambda c=c: nn.BatchNorm2d(c),
+                partial(nn.Conv2d, c, wider, int(generator.integers(1, 4)), padding=1),
+                partial(nn.Conv2d, c, c, 3, padding=1, groups=c),
+                partial(nn.BatchNorm2d, c),
                 nn.Hardswish,
                 nn.ReLU6,
-                lambda c=c: nn.ChannelShuffle(2) if c % 2 == 0 else nn.Identity(),
+                partial(nn.ChannelShuffle, 2) if c % 2 == 0 else nn.Identity,
                 lambda: nn.MaxPool2d(2, 1, 1),
                 lambda: nn.ZeroPad2d((1, 0, -1, 1)),
                 lambda: nn.AvgPool2d(2, 1),
