@@ -44,7 +44,7 @@ typedef struct {
     int8_t *room;      /* two kernels as bytes */
     uint32_t apart;    /* words from what the first pixel of a pair reads to what the second does */
     uint32_t upright;  /* 1: a pair is two rows, else two columns */
-    uint32_t nines;    /* the kernel is 3x3, rounded by SPEC 3.2, or 3.5 with a shift behind the product, and nothing is added */
+    uint32_t nines;    /* the kernel is 3x3, and nothing is added */
 } lane_planes;
 
 /* Copies input channel `channel` into the plane, what lies off the map filled with its padding value, and pairs its values. */
@@ -257,6 +257,12 @@ KQGEN_CODE static KQ_NOINLINE void any_pairs(const depthwise_layer *layer, const
     }
 }
 
+/* Whether the loop of 3x3 kernels rounds as output channel o does: by SPEC 3.2, or by 3.5 with a shift behind the product. */
+KQGEN_CODE static inline int rounds_in_loop(const kq_requant *requant, uint32_t o)
+{
+    return !kq_rounds_as_tflite(requant->acc_shift) || (requant->acc_shift == KQ_ROUND_TWICE && requant->shift[o] >= 32u);
+}
+
 /* Rows of pairs: `rows` times `pairs` windows from word `first` of the plane on, results from `to` on. */
 KQGEN_CODE static void convolve_pairs(
     const lane_planes *planes, lane_job *job, uint32_t o, uint32_t taps, uint32_t first, uint32_t pairs, uint32_t rows, int8_t *to)
@@ -277,7 +283,7 @@ KQGEN_CODE static void convolve_pairs(
     job->x_gap = 4u * (down - pairs * across);
     job->to_gap = (1u + planes->upright) * window->w_out * window->c_out - pairs * job->step;
     job->to = to;
-    if (planes->nines != 0) {
+    if (planes->nines != 0 && rounds_in_loop(planes->layer->requant, o)) {
         lane_pairs(planes->plane + first, job, taps);
     } else {
         any_pairs(planes->layer, planes->plane + first, job, o);
@@ -345,8 +351,7 @@ KQGEN_CODE static KQ_NOINLINE void prepare(lane_planes *planes, const depthwise_
     /* The way with fewer words of which one half is wasted. */
     planes->upright = (window->h_out & 1u) * (uint32_t)window->w_out <= (window->w_out & 1u) * (uint32_t)window->h_out;
     planes->apart = planes->upright != 0 ? window->stride_h * layer->columns : window->stride_w;
-    planes->nines = LANE_NINES != 0 && window->k_h == 3 && window->k_w == 3 && requant->sum == NULL
-        && !kq_rounds_as_tflite(requant->acc_shift);
+    planes->nines = LANE_NINES != 0 && window->k_h == 3 && window->k_w == 3 && requant->sum == NULL;
 }
 
 /* All channels, one after the other. */
