@@ -96,11 +96,11 @@ ENTRIES = (
     Entry("digits-kq", "DS-CNN, spoken digits", _TRAINED, ("examples/kws/fsdd-2.00.kq.safetensors",), "fsdd_test.npz", True),
     Entry("mobilenet-tflite", "MobileNetV1-0.25", "int8 .tflite", _tflite("vww/vww_96_int8", "--weights", "int8"), "vww_test.npz"),
     Entry("mobilenet-int8", "MobileNetV1-0.25", "PyTorch", _module(*_MOBILENET, "--weights", "int8"), "vww_test.npz"),
-    Entry("mobilenet-kq", "MobileNetV1-0.25", "PyTorch", _module(*_MOBILENET, "--target-bits", "3.0"), "vww_test.npz"),
+    Entry("mobilenet-kq", "MobileNetV1-0.25", "PyTorch", _module(*_MOBILENET), "vww_test.npz"),
     Entry("autoencoder-tflite", "Autoencoder", "int8 .tflite", _tflite("ad/ad01_int8", "--weights", "int8"), "ad_test.npz"),
     Entry("autoencoder-kq", "Autoencoder", "PyTorch", _module(*_AUTOENCODER), "ad_test.npz"),
     Entry("wakeword-tflite", "Wake word", "int8 .tflite", _tflite("sww/str_ww_ref_model", "--weights", "int8"), "sww_test.npz"),
-    Entry("wakeword-kq", "Wake word", "int8 .tflite", _tflite("sww/str_ww_ref_model", *_FRAMES, "--target-bits", "3.0"), "sww_test.npz"),
+    Entry("wakeword-kq", "Wake word", "int8 .tflite", _tflite("sww/str_ww_ref_model", *_FRAMES), "sww_test.npz"),
 )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kqgen import sizes, views_maps
 from kqgen.board import Board
@@ -34,8 +34,10 @@ from kqgen.intgraph import (
     Pair,
 )
 from kqgen.plan import PlacedTensor, Plan, Step
-from kqgen.prune_record import Dead
 from kqgen.version import __version__
+
+if TYPE_CHECKING:  # it brings torch, which a report can do without
+    from kqgen.prune_record import Dead
 
 SCHEMA = 1
 GENERATOR = f"kqgen {__version__}"

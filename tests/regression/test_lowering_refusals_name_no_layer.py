@@ -51,7 +51,7 @@ def test_a_clamp_with_huge_bounds_is_no_clamp(bound: float) -> None:
 
 @pytest.mark.parametrize(
     ("cut", "found"),
-    [(lambda x: x[:, :, 300:], r"start \(300, 0\)"), (lambda x: x[:, :, :, ::256], r"step \(1, 256\)")],
+    [(lambda x: x[:, :, :, ::256], r"step \(1, 256\)"), (lambda x: x[:, :, ::300], r"step \(300, 1\)")],
 )
 def test_a_slice_beyond_its_field_is_refused(cut: Callable[[torch.Tensor], torch.Tensor], found: str) -> None:
     with pytest.raises(UnsupportedError, match=f"slice.*too far(.|\n)*{found}(.|\n)*at most 255(.|\n)*do "):
