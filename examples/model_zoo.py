@@ -81,14 +81,11 @@ _FRAMES = ("--calibration", "sww_test.npz")
 _ARM = ("dscnn", "arm_kws/ds_cnn_s.pt", "arm_calibration.npz")
 
 _CIFAR = "cifar_test.npz"
-_WIDE = "ResNet-8 x2.5"
 _TRAINED = "trained codebooks"
 
 ENTRIES = (
     Entry("resnet8-tflite", "ResNet-8", "int8 .tflite", _tflite("ic/pretrainedResnet_quant", "--weights", "int8"), _CIFAR, True),
     Entry("resnet8-kq", "ResNet-8", _TRAINED, ("examples/resnet8/resnet8-1.50.kq.safetensors",), _CIFAR, True),
-    Entry("resnet8-wide-tflite", _WIDE, "int8 .tflite", _tflite("ic/pretrainedResnet_large_int8", "--weights", "int8"), _CIFAR, True),
-    Entry("resnet8-wide-kq", _WIDE, _TRAINED, ("examples/resnet8/resnet8_wide-1.20.kq.safetensors",), _CIFAR, True),
     Entry("dscnn-tflite", "DS-CNN", "int8 .tflite", _tflite("kws/kws_ref_model", "--weights", "int8"), "kws_test.npz", True),
     Entry("dscnn-int8", "DS-CNN", "PyTorch", _module(*_DSCNN, "--weights", "int8"), "kws_test.npz", True),
     Entry("dscnn-kq", "DS-CNN", "PyTorch", _module(*_DSCNN, "--target-bits", "3.0"), "kws_test.npz", True),
