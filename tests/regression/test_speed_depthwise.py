@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nets
 import pytest
-from conftest import require_tool
+from conftest import require_that, require_tool
 
 from kqgen import bench, planner
 from kqgen.board import bench_board, load_core
@@ -40,8 +40,8 @@ def layers() -> IntGraph:
 @pytest.mark.parametrize("core", ["m0p", "m4", "m33", "m7", "m55"])
 def test_depthwise_layers_are_as_fast_as_expected(core: str, tmp_path: Path) -> None:
     require_tool("gcc", "qemu" if core == "m55" else "unicorn")
-    if find_toolchain("gcc").title != COMPILER:
-        pytest.skip(f"the figures are those of {COMPILER}")
+    title = find_toolchain("gcc").title
+    require_that(title == COMPILER, f"the figures are those of {COMPILER}, this is {title}")
     graph, board = layers(), bench_board(load_core(core))
     plan = planner.make_plan(graph, board, Planning(optimise="speed"))
     inputs = nets.random_inputs(graph, 1)
