@@ -28,12 +28,9 @@ class ConvShape:
         bits: of one stored weight (uniform) or index.
         sign: indices carry a sign bit.
         codewords: that indices can name, of one stage; 0 for uniform weights.
-        used_codewords: mean number of different codewords among the kernels of one input channel; 0 for uniform weights.
         sums: the layer adds its result to what the output holds (SPEC 5.8).
         largest_weight: largest absolute value of a stored weight, or of a kernel's value.
         largest_sum: largest sum of absolute weights over one output channel.
-        pad_table: padded positions read different values in different input channels.
-        input_aligned: the input map begins at a multiple of 4 (it lies in the arena).
         depthwise: output channel o reads input channel o // (c_out / c_in) alone.
         dilation: distance between taps, (rows, columns).
         rule: how results are rounded: SPEC 3.2, or 3.5, `twice` where every shift is 32 or more, `slowly` otherwise.
@@ -52,12 +49,9 @@ class ConvShape:
     bits: int
     sign: bool
     codewords: int
-    used_codewords: float
     sums: bool
     largest_weight: int
     largest_sum: int
-    pad_table: bool
-    input_aligned: bool
     depthwise: bool = False
     dilation: Pair = (1, 1)
     rule: Literal["half_up", "twice", "slowly"] = "half_up"
@@ -137,13 +131,12 @@ def geometry(node: IntConv2d) -> Geometry:
     return Geometry(node.in_shape, (out.h, out.w), node.kernel, node.stride, node.padding, node.dilation)
 
 
-def conv_shape(graph: IntGraph, node: IntConv2d, input_aligned: bool) -> ConvShape:
-    """The shape of one layer of `graph`; `input_aligned`: its input lies in the arena.
+def conv_shape(graph: IntGraph, node: IntConv2d) -> ConvShape:
+    """The shape of one layer of `graph`.
 
     Raises: InternalError when indices and codebook do not belong together.
     """
     stored, seen = node.weights, geometry(node)
-    indexed = isinstance(stored, KqWeights)
     if isinstance(stored, KqWeights):
         codebook = graph.codebook(stored.codebook)
         field, found = index_misfit(stored, codebook)
@@ -157,9 +150,8 @@ def conv_shape(graph: IntGraph, node: IntConv2d, input_aligned: bool) -> ConvSha
     sums = np.abs(weights.astype(np.int64)).reshape(len(weights), -1).sum(axis=1)
     return ConvShape(
         *seen.in_shape, *seen.out_size, node.output.c, seen.kernel, seen.stride, seen.padding,
-        kind=kind, bits=bits, sign=sign, codewords=codewords, used_codewords=_used(stored) if indexed else 0.0,
+        kind=kind, bits=bits, sign=sign, codewords=codewords,
         sums=node.addend is not None, largest_weight=int(np.abs(weights.astype(np.int64)).max()), largest_sum=int(sums.max()),
-        pad_table=node.padding != (0, 0, 0, 0) and len(set(node.pad_values.tolist())) > 1, input_aligned=input_aligned,
         depthwise=node.depthwise, dilation=seen.dilation, rule=_rule(node.requant),
     )  # fmt: skip
 
@@ -169,9 +161,3 @@ def _rule(requant: Requant) -> Literal["half_up", "twice", "slowly"]:
         return "half_up"
     fast = requant.acc_shift == fixed_tflite.TWICE and int(requant.shift.min()) >= fixed_tflite.FAST_SHIFT
     return "twice" if fast else "slowly"
-
-
-def _used(weights: object) -> float:
-    if not isinstance(weights, KqWeights):
-        return 0.0
-    return float(np.mean([len(np.unique(weights.codes[:, channel])) for channel in range(weights.codes.shape[1])]))

@@ -35,7 +35,7 @@ def choices(graph: IntGraph, core: Core, asked: Mapping[str, Form], lean: bool =
         InputError: a form given does not suit its layer or this core.
     """
     labels = layer_labels(graph)
-    shapes = [conv_shape(graph, node, input_aligned=True) if isinstance(node, IntConv2d) else None for node in graph.nodes]
+    shapes = [conv_shape(graph, node) if isinstance(node, IntConv2d) else None for node in graph.nodes]
     engines = forms.leanest([shape for shape in shapes if shape is not None], core) if lean else forms.ENGINES
     return tuple(
         _choice(node, shape, core, asked.get(node.name), label, engines)
@@ -71,7 +71,7 @@ def _unsuited(label: str, shape: ConvShape, core: Core, asked: Form | None) -> I
 
 def suits(graph: IntGraph, node: IntConv2d, form: Form, function: str) -> bool:
     """Whether `function` runs the layer in that form on any core."""
-    shape = conv_shape(graph, node, input_aligned=True)
+    shape = conv_shape(graph, node)
     cores = dict.fromkeys(forms.engine_core(core) for core in CORES)
     each = (candidate for core in cores for engine in forms.ENGINES for candidate in engine(shape, core))
     return any((candidate.form, candidate.function) == (form, function) for candidate in each)

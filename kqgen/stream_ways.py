@@ -15,7 +15,7 @@ from kqgen.board import Core
 from kqgen.conv_shape import Candidate, ConvShape, conv_shape
 from kqgen.intgraph import IntConv2d, IntGraph
 from kqgen.lifetimes import arena_blocks, chains
-from kqgen.plan import ARENA_ALIGN_BYTES, Form, Step
+from kqgen.plan import Form, Step
 from kqgen.schedule import Choice, step
 from kqgen.stream_jobs import Pattern
 
@@ -198,7 +198,7 @@ class _Prices:
 
     def _whole(self, number: int) -> ConvShape | None:
         node = self._graph.nodes[number]
-        return conv_shape(self._graph, node, input_aligned=True) if isinstance(node, IntConv2d) else None
+        return conv_shape(self._graph, node) if isinstance(node, IntConv2d) else None
 
     def _of_rows(self, number: int, job: tuple[int, int, int]) -> Mapping[tuple[str, str, int, int], Candidate]:
         """Every candidate of a job (pad_top, h_in, rows), by what makes it."""
@@ -207,8 +207,7 @@ class _Prices:
             return {}
         pad_top, h_in, rows = job
         bottom = max(0, (rows - 1) * shape.stride[0] + shape.kernel[0] - pad_top - h_in)
-        aligned = shape.w_in * shape.c_in % ARENA_ALIGN_BYTES == 0
-        part = replace(shape, h_in=h_in, h_out=rows, padding=(pad_top, bottom, *shape.padding[2:]), input_aligned=aligned)
+        part = replace(shape, h_in=h_in, h_out=rows, padding=(pad_top, bottom, *shape.padding[2:]))
         name, asked = forms.engine_core(self._core), self._asked.get(self._graph.nodes[number].name)
         return {_key(each): each for engine in forms.ENGINES for each in engine(part, name) if asked in (None, each.form)}
 

@@ -57,16 +57,4 @@ KQGEN_CODE static inline uint32_t kq_closing_word(uint32_t total, uint32_t offse
     return KQ_LANE_OFFSET - offset * total;
 }
 
-/* The signed number in the high half of a word, modulo 2^32; s1 of a packed sum. */
-KQGEN_CODE static inline uint32_t kq_high_half(uint32_t word)
-{
-    return (uint32_t)kq_shift_down(kq_signed(word), 16);
-}
-
-/* The signed number in the low half of a word, modulo 2^32. */
-KQGEN_CODE static inline uint32_t kq_low_half(uint32_t word)
-{
-    return (uint32_t)(int16_t)(word & 0xFFFFu);
-}
-
 #endif

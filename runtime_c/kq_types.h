@@ -30,16 +30,13 @@
 /* Help for compilers on ARMv6-M, which computes in eight registers; other cores have registers enough and get none. KQ_SIDE_BY_SIDE lets
  * two sums grow together: compilers would finish one before they begin the next and hold all weights meanwhile. KQ_COUNTED keeps an index
  * a register that counts up: they would make every step of an unrolled loop an address of its own. Neither emits an instruction.
- * KQ_ASIDE keeps a loop's total on the stack, so that the operands get the registers.
  */
 #if defined(__GNUC__) && defined(__thumb__) && !defined(__thumb2__)
 #define KQ_SIDE_BY_SIDE(sum0, sum1) __asm__("" : "+r"(sum0), "+r"(sum1))
 #define KQ_COUNTED(index) __asm__("" : "+r"(index))
-#define KQ_ASIDE volatile
 #else
 #define KQ_SIDE_BY_SIDE(sum0, sum1) ((void)0)
 #define KQ_COUNTED(index) ((void)0)
-#define KQ_ASIDE
 #endif
 
 #ifdef __cplusplus

@@ -213,7 +213,6 @@ def shape_of(case: ConvCase) -> ConvShape:
     """What the forms are told of a case."""
     indexed = case.weights if isinstance(case.weights, Indexed) else None
     values = np.abs(case.weights.values.astype(np.int64))
-    used = 0.0 if indexed is None else float(np.mean([len(np.unique(column)) for column in indexed.stored_codes.T]))
     kind: WeightsKind = "uniform"
     if indexed is not None:
         kind = "indexed" if indexed.second is None else "additive"
@@ -221,9 +220,9 @@ def shape_of(case: ConvCase) -> ConvShape:
     return ConvShape(
         h, w, c_in, h_out, w_out, c_out, case.kernel, case.stride, case.padding, kind=kind,
         bits=case.weights.bits if isinstance(case.weights, Uniform) else case.weights.index_bits,
-        sign=indexed is not None and indexed.sign, codewords=0 if indexed is None else indexed.nameable, used_codewords=used,
+        sign=indexed is not None and indexed.sign, codewords=0 if indexed is None else indexed.nameable,
         sums=case.addend is not None, largest_weight=int(values.max()), largest_sum=int(values.reshape(len(values), -1).sum(axis=1).max()),
-        pad_table=case.pad_values is not None, input_aligned=False, depthwise=case.depthwise, dilation=case.dilation,
+        depthwise=case.depthwise, dilation=case.dilation,
     )  # fmt: skip
 
 

@@ -122,7 +122,7 @@ def test_the_instructions_themselves(core: str, tmp_path: Path) -> None:
         ends = np.resize([2**30, -(2**30), 5], channels).astype(np.int32)
         odd = replace(node.requant, bias=ends, shift=np.resize(SHIFTS[number % 3 :], channels).astype(np.uint8))
         for requant in (node.requant, replace(node.requant, bias=ends, shift=np.full(channels, 16, np.uint8)), odd):
-            for each in form_dsp.candidates(conv_shape(graph, node, input_aligned=True), core):
+            for each in form_dsp.candidates(conv_shape(graph, node), core):
                 name = f"{node.name}_{len(nodes)}"
                 nodes.append(replace(node, name=name, requant=requant, output=replace(node.output, name=name)))
                 steps.append(Step(name, each.form, each.function, each.tile, each.strip, each.scratch_bytes, each.cycles, ""))

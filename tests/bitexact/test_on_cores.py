@@ -69,7 +69,7 @@ def in_every_form(graph: IntGraph, core: Core) -> Plan:
 
 
 def ways(graph: IntGraph, node: IntConv2d, core: Core) -> list[Candidate]:
-    shape = conv_shape(graph, node, input_aligned=True)
+    shape = conv_shape(graph, node)
     every = [each for engine in forms.ENGINES for each in engine(shape, forms.engine_core(core))]
     chosen: list[Candidate] = []
     for function in sorted({each.function for each in every}):

@@ -132,7 +132,7 @@ def packed_plan(graph: IntGraph, core: str, last: bool) -> Plan:
     steps: list[Step] = []
     for node in graph.nodes:
         assert isinstance(node, IntConv2d)
-        way = candidates(conv_shape(graph, node, input_aligned=True), core)[-1 if last else 0]
+        way = candidates(conv_shape(graph, node), core)[-1 if last else 0]
         steps.append(Step(node.name, way.form, way.function, way.tile, way.strip, way.scratch_bytes, way.cycles, ""))
     plan = memory.plan(graph, tuple(steps))
     plan_check.check(plan)

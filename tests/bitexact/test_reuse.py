@@ -81,7 +81,7 @@ def test_a_wide_layer_outruns_the_multiplier(tmp_path: Path, core: str, macs_per
     graph = net.graph()
     (node,) = graph.nodes
     assert isinstance(node, IntConv2d)
-    shape = conv_shape(graph, node, input_aligned=True)
+    shape = conv_shape(graph, node)
     chosen = [each for each in form_reuse.candidates(shape, core) if each.scratch_bytes <= 24 * 1024][-1]
     step = Step("layer", chosen.form, chosen.function, chosen.tile, chosen.strip, chosen.scratch_bytes, chosen.cycles, "")
     plan = memory.plan(graph, (step,))

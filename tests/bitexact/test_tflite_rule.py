@@ -96,7 +96,7 @@ def in_every_form(graph: IntGraph, core: Core) -> Plan:
             nodes.append(node)
             steps.append(Step(node.name, "plain", "", 0, 0, 0, 0.0, ""))
             continue
-        shape = conv_shape(graph, node, input_aligned=True)
+        shape = conv_shape(graph, node)
         every = [each for engine in forms.ENGINES for each in engine(shape, forms.engine_core(core))]
         ways = [sorted((each for each in every if each.function == name), key=lambda each: each.scratch_bytes) for name in
                 sorted({each.function for each in every})]  # fmt: skip

@@ -32,7 +32,7 @@ def one_layer(codewords: int, c_in: int, c_out: int, side: int = 8) -> IntGraph:
 def shape_of(graph: IntGraph, number: int = 0) -> ConvShape:
     node = graph.nodes[number]
     assert isinstance(node, IntConv2d)
-    return conv_shape(graph, node, input_aligned=True)
+    return conv_shape(graph, node)
 
 
 def graphs() -> list[IntGraph]:
